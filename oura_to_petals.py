@@ -207,3 +207,200 @@ def load_settings(env_file: Path | None) -> Settings:
     return Settings(values, found and found.absolute())
 
 
+# --- HTTP -------------------------------------------------------------------------------------
+
+
+def begin(work: Callable[[], T]) -> Future[T]:
+    """Start work in a thread that, unlike an executor's, does not hold up the exit."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def open_client() -> httpx.Client:
+    """The client of a run; raises `SettingsError` for certificates or a proxy that do not work."""
+    try:
+        return httpx.Client(
+            verify=httpx.create_ssl_context(),
+            mounts={"http://": None},  # http stays on this machine, past any proxy
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",  # so that size is size
+                "User-Agent": f"oura-to-petals/{__version__}",
+            },
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
+    except OSError as error:
+        problem = f"the certificates cannot be loaded ({error}): check SSL_CERT_FILE, SSL_CERT_DIR"
+    except (ValueError, ImportError, httpx.InvalidURL):  # the text of these may show a password
+        problem = "the proxy cannot be used: check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY"
+    raise SettingsError(problem)
+
+
+class Http:
+    """What all services share: the client, the hard stop of the run, the secrets to mask."""
+
+    def __init__(self, client: httpx.Client, settings: Settings, seconds: float) -> None:
+        self.client = client
+        self.stop_at = monotonic() + seconds
+        names = ("OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
+        self.secrets = {settings[name] for name in names if settings[name]}
+        self.uncut = threading.Lock()  # whoever stops the run takes it first
+
+    def left(self) -> float:
+        """Seconds until the hard stop."""
+        return self.stop_at - monotonic()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do the work of the run; raises `Failure` at the hard stop, whatever it hangs on."""
+        seconds = self.left()
+        try:
+            return begin(work).result(timeout=seconds)
+        except TimeoutError:
+            self.uncut.acquire(timeout=5)
+            raise Failure(f"given up after {seconds:.0f} seconds; try again later") from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            self.uncut.acquire(timeout=max(0, self.left()) + 5)
+            raise
+
+    def clean(self, text: str) -> str:
+        """A stranger's words as one line of at most 200 characters, without a secret."""
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            for spelling in (secret, quote_plus(secret)):
+                # what was a line break may be a space anywhere in it
+                text = re.sub(" ?".join(map(re.escape, spelling)), "***", text)
+        return text if len(text) <= 200 else text[:199] + "…"
+
+    def send(
+        self, method: str, url: str, headers: dict[str, str], content: Mapping[str, Any]
+    ) -> httpx.Response:
+        """One request, one whole answer; raises `httpx.RequestError`, or `Failure` if too long."""
+        with self.client.stream(
+            method, url, headers=headers, timeout=TIMEOUTS[method], **content
+        ) as answer:
+            body = bytearray()
+            for chunk in answer.iter_bytes():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise Failure(f"sent more than {MOST_BYTES // 2**20} MiB")
+            answer.headers.pop("Content-Encoding", None)  # it is decoded
+            return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
+
+
+def json_object(answer: httpx.Response) -> dict[str, Any] | None:
+    """The JSON object in an answer, None where there is none."""
+    with suppress(ValueError, RecursionError):
+        content = answer.json()
+        return content if isinstance(content, dict) else None
+    return None
+
+
+def reason_in(answer: httpx.Response) -> str:
+    """What a server says of its refusal."""
+    content = json_object(answer) or {}
+    for key in ("error_description", "message", "detail", "error", "title"):
+        if reason := content.get(key):
+            return reason if isinstance(reason, str) else json.dumps(reason)
+    return re.sub("<[^>]*>", " ", answer.content[:10_000].decode(errors="replace"))
+
+
+def pause_before_retry(
+    fault: httpx.Response | httpx.RequestError, tries: int, lost_tries: int
+) -> float | None:
+    """The fault policy: seconds to wait before the next try, None where there is to be none.
+
+    There were `tries` so far. There are `TRIES` in all where the request was surely not carried
+    out, `lost_tries` where it may have been.
+    """
+    if isinstance(fault, httpx.Response):
+        passes = fault.status_code in (408, 429, 500, 502, 503, 504)
+        not_carried_out = fault.status_code in (429, 503)
+        asked = fault.headers.get("Retry-After", "")
+    else:
+        passes = isinstance(fault, httpx.TransportError) and "CERTIFICATE_VERIFY" not in str(fault)
+        not_carried_out = isinstance(fault, (httpx.ConnectError, httpx.ConnectTimeout))
+        asked = ""
+    if not passes or tries >= (TRIES if not_carried_out else lost_tries):
+        return None
+    if asked.isascii() and asked.isdigit():
+        return float(asked)
+    return 2.0 ** (tries - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
+
+
+class Service:
+    """A server that is asked: where it is, with which key, and what its refusals mean."""
+
+    name: ClassVar[str]
+    settings: ClassVar[str]  # that lead to it, for the user to check
+    hints: Mapping[int, str] = {}
+
+    def __init__(self, http: Http, host: str) -> None:
+        self.http = http
+        self.host = host.rstrip("/")
+
+    def headers(self) -> dict[str, str]:
+        """The headers with this service's key; they go to no other."""
+        return {}
+
+    def renew(self, refused: dict[str, str]) -> bool:  # noqa: ARG002 - others use it
+        """Whether there is now another key than the refused one in these headers."""
+        return False
+
+    def ask(
+        self, what: str, method: str, path: str, *, lost_tries: int = TRIES, **content: Any
+    ) -> httpx.Response:
+        """The 2xx answer to a request that the user knows as `what`, else raises `Failure`."""
+        tries, renewed = 0, False
+        while True:
+            headers = self.headers()
+            fault: httpx.Response | httpx.RequestError
+            try:
+                fault = self.http.send(method, self.host + path, headers, content)
+            except httpx.RequestError as error:
+                fault = error
+            except Failure as too_long:
+                raise Failure(f"{self.name} {what} {too_long}; check {self.settings}") from None
+            if isinstance(fault, httpx.Response):
+                if fault.is_success:
+                    return fault
+                if fault.status_code == 401 and not renewed and self.renew(headers):
+                    renewed = True
+                    continue
+            tries += 1
+            failure = self.failure(what, fault, tries)
+            pause = pause_before_retry(fault, tries, lost_tries)
+            if pause is None:
+                raise failure
+            if pause > min(LONGEST_PAUSE, self.http.left()):
+                due = f"the next try is due in {pause:.0f} seconds, which is not waited for"
+                raise Failure(f"{failure}; {due}", failure.status)
+            sleep(pause)
+
+    def failure(self, what: str, fault: httpx.Response | httpx.RequestError, tries: int) -> Failure:
+        """A fault in words: what happened, and what to do."""
+        what = f"{self.name} {what}"
+        often = f" ({tries} tries)" if tries > 1 else ""
+        if not isinstance(fault, httpx.Response):
+            reason = self.http.clean(str(fault)) or type(fault).__name__
+            to_do = f"check the network and {self.settings}"
+            return Failure(f"{what} gave no answer{often}: {reason}; {to_do}")
+        status = fault.status_code
+        to_do = self.hints.get(status) or f"check {self.settings}"
+        if 300 <= status < 400:
+            target = self.http.clean(fault.headers.get("Location", "nowhere"))
+            to_do = f"it points to {target}, which is not followed: {to_do}"
+        elif status == 429 or status >= 500:
+            to_do = "try again later"
+        reason = self.http.clean(reason_in(fault))
+        return Failure(
+            f"{what} answered {status}{often}{reason and f': {reason}'}; {to_do}", status
+        )
