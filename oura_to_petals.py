@@ -404,3 +404,162 @@ class Service:
         return Failure(
             f"{what} answered {status}{often}{reason and f': {reason}'}; {to_do}", status
         )
+
+
+# --- Signing in -------------------------------------------------------------------------------
+
+# Applications of Oura's old portal are served at the second address, the others at the first.
+TOKEN_ADDRESSES = (
+    "https://moi.ouraring.com/oauth/v2/ext/oauth-token",
+    "https://api.ouraring.com/oauth/token",
+)
+SIGN_IN_AGAIN = "sign in again with --login"
+
+
+class SignIn(Service):
+    """The tokens of a person who signed in with Oura (OAuth2, RFC 6749), kept in a file.
+
+    A refresh token works once. So its successor is on the disk before it is used, and the file
+    is held alone from spending the one to keeping the other.
+    """
+
+    name = "Oura"
+    settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI and OURA_TOKEN_URL"
+
+    def __init__(self, http: Http, settings: Settings) -> None:
+        super().__init__(http, "")
+        self.file = settings.token_file
+        self.client = {
+            "client_id": settings["OURA_CLIENT_ID"],
+            "client_secret": settings["OURA_CLIENT_SECRET"],
+        }
+
+    def load(self) -> dict[str, Any]:
+        """The tokens in the file; raises `Failure` where it is broken."""
+        with suppress(OSError, ValueError, RecursionError):
+            tokens = json.loads(self.file.read_bytes())
+            if (
+                isinstance(tokens, dict)
+                and is_printable(tokens.get("access_token"))
+                and is_printable(tokens.get("refresh_token"))
+                and type(tokens.get("expires_at")) in (int, float)
+                and is_address(str(tokens.get("token_url")))
+            ):
+                self.http.secrets |= {tokens["access_token"], tokens["refresh_token"]}
+                return tokens
+        raise Failure(f"the tokens in {self.file} cannot be used: {SIGN_IN_AGAIN}")
+
+    def start(self, code: str, redirect_uri: str, addresses: Sequence[str]) -> None:
+        """Trade the code of a browser, which works once, at the first address that takes it."""
+        self.http.secrets.add(code)
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
+        with self.alone():
+            for address in addresses:
+                try:
+                    self.trade(address, form)
+                    break
+                except Failure as failure:
+                    if failure.status not in (400, 401) or address == addresses[-1]:
+                        raise
+
+    def access_token(self) -> str:
+        """A token that is good for another minute, renewed where that is needed."""
+        tokens = self.load()
+        if tokens["expires_at"] - 60 > time():
+            return str(tokens["access_token"])
+        return self.renewed(tokens["access_token"])
+
+    def renewed(self, stale: str) -> str:
+        """The file's access token where it is another than this one, else a new one."""
+        with self.alone():
+            tokens = self.load()
+            if tokens["access_token"] != stale:
+                return str(tokens["access_token"])
+            if self.http.left() < RENEWAL_SECONDS:
+                raise Failure("no time is left to renew the sign-in; run again")
+            form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+            try:
+                return self.trade(tokens["token_url"], form, old=tokens["refresh_token"])
+            except Failure as failure:
+                again = f"; {SIGN_IN_AGAIN}" if failure.status in (400, 401) else ""
+                raise Failure(f"{failure}{again}") from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads, other runs and the end of this one off the token file."""
+        try:
+            self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
+            with open(f"{self.file}.lock", "w", opener=private) as lock:
+                while fcntl:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if self.http.left() < RENEWAL_SECONDS:
+                            raise Failure("another run holds the sign-in; run again") from None
+                        sleep(0.05)
+                with self.http.uncut:
+                    yield
+        except OSError as error:
+            raise Failure(
+                f"tokens cannot be kept in {self.file.parent} ({error.strerror}): make room there "
+                f"and make it writable; if Oura refuses the old ones after that, {SIGN_IN_AGAIN}"
+            ) from None
+
+    def trade(self, address: str, form: Mapping[str, str], old: str = "") -> str:
+        """Spend a code, or the `old` refresh token, for tokens; returns the access token.
+
+        Raises `OSError` before anything is spent where the disk is full or read-only.
+        """
+        new = Path(f"{self.file}.new")
+        new.unlink(missing_ok=True)
+        try:
+            with open(new, "xb", opener=private) as file:
+                keep(file, b" " * 16_384)
+                tokens = self.ask_for_tokens(address, form, old)
+                keep(file, json.dumps(tokens, indent=2).encode())
+            new.replace(self.file)
+        finally:
+            new.unlink(missing_ok=True)
+        return str(tokens["access_token"])
+
+    def ask_for_tokens(self, address: str, form: Mapping[str, str], old: str) -> dict[str, Any]:
+        """The tokens that a token address answers with, as the file keeps them."""
+        self.host = address
+        # one more try after a lost answer: the old refresh token is the only one there is
+        asking = partial(
+            self.ask, "sign-in", "POST", "", lost_tries=2, data={**form, **self.client}
+        )
+        try:
+            answer = begin(asking).result(timeout=self.http.left() - 2)
+        except TimeoutError:
+            raise Failure(f"Oura sign-in gave no whole answer in time; {SIGN_IN_AGAIN}") from None
+        content = json_object(answer) or {}
+        access, refresh = content.get("access_token"), content.get("refresh_token") or old
+        if not is_printable(access) or not is_printable(refresh):
+            raise Failure(f"Oura sign-in answered without usable tokens; {SIGN_IN_AGAIN}")
+        self.http.secrets |= {str(access), str(refresh)}
+        lifetime = content.get("expires_in")  # seconds; not required by RFC 6749, 5.1
+        if not isinstance(lifetime, (int, float)) or not 0 < lifetime < 1e9:
+            lifetime = 86_400
+        expires_at = int(time() + lifetime)
+        return {
+            "access_token": access,
+            "refresh_token": refresh,
+            "expires_at": expires_at,
+            "token_url": address,
+        }
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read."""
+    return os.open(path, flags, 0o600)
+
+
+def keep(file: io.BufferedWriter, content: bytes) -> None:
+    """Make this the content of a file, on the disk."""
+    file.seek(0)
+    file.write(content)
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
