@@ -563,3 +563,82 @@ def keep(file: io.BufferedWriter, content: bytes) -> None:
     file.truncate()
     file.flush()
     os.fsync(file.fileno())
+
+
+# --- Oura (read) ------------------------------------------------------------------------------
+
+Document = dict[str, Any]
+Documents = Mapping[date | None, Sequence[Document]]  # by day; None: those without a readable one
+FORMAT_CHANGED = "if it stays so, look for a newer version of this script"
+
+
+def parse_day(text: object) -> date | None:
+    """The day that is written as YYYY-MM-DD, None for anything else."""
+    with suppress(ValueError):
+        if isinstance(text, str) and str(day := date.fromisoformat(text)) == text:
+            return day
+    return None
+
+
+class Oura(Service):
+    """Oura API 2.0, read with a personal access token or the tokens of a sign-in."""
+
+    name = "Oura"
+    settings = "OURA_TOKEN and OURA_HOST"
+
+    def __init__(self, http: Http, settings: Settings) -> None:
+        super().__init__(http, settings["OURA_HOST"])
+        self.token = settings["OURA_TOKEN"]
+        self.sign_in = None if self.token else SignIn(http, settings)
+        key = "check OURA_TOKEN" if self.token else SIGN_IN_AGAIN
+        self.hints = {
+            401: f"the token is not valid: {key}",
+            403: f"the Oura membership has lapsed or a permission is missing: look there, or {key}",
+            426: "the Oura app on the phone is too old: update it",
+        }
+
+    def headers(self) -> dict[str, str]:
+        token = self.sign_in.access_token() if self.sign_in else self.token
+        return {"Authorization": f"Bearer {token}"}
+
+    def renew(self, refused: dict[str, str]) -> bool:
+        if self.sign_in:
+            self.sign_in.renewed(refused["Authorization"].removeprefix("Bearer "))
+        return self.sign_in is not None
+
+    def read(self, collection: str, days: Sequence[date], fields: Sequence[str] = ()) -> Documents:
+        """The documents of these days, newest day first; only these `fields`, where there are any.
+
+        Users measured three meanings of `start_date` and `end_date`. A window that is wider by a
+        day on both sides holds the days under each of them.
+        """
+        params = {"start_date": str(days[-1] - ONE_DAY), "end_date": str(days[0] + ONE_DAY)}
+        if fields:
+            params["fields"] = ",".join(fields)
+        documents: dict[date | None, list[Document]] = defaultdict(list)
+        seen = set[str]()
+        while True:
+            answer = self.ask(collection, "GET", f"/v2/usercollection/{collection}", params=params)
+            page = json_object(answer) or {}
+            data, token = page.get("data"), page.get("next_token")
+            if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
+                raise Failure(f"Oura {collection} has no list of objects as data; {FORMAT_CHANGED}")
+            for document in data:
+                day = parse_day(document.get("day"))
+                if day is None or days[-1] <= day <= days[0]:
+                    documents[day].append({key: document.get(key) for key in fields or document})
+            if not token:
+                return documents
+            if not isinstance(token, str) or token in seen or len(seen) >= MOST_PAGES:
+                raise Failure(f"Oura {collection} has pages without end; {FORMAT_CHANGED}")
+            seen.add(token)
+            params["next_token"] = token
+
+    def read_sleep(self, days: Sequence[date], fields: Sequence[str]) -> Documents:
+        """The sleep sessions of these days, none from a server without that collection."""
+        try:
+            return self.read("sleep", days, fields)
+        except Failure as failure:
+            if failure.status == 404:
+                return {}
+            raise
