@@ -642,3 +642,254 @@ class Oura(Service):
             if failure.status == 404:
                 return {}
             raise
+
+
+# --- Metrics (map) ----------------------------------------------------------------------------
+
+
+class Sources:
+    """The documents of one day. Looking into a collection waits for it, and makes it needed."""
+
+    def __init__(self, day: date, reads: Mapping[str, Future[Documents]]) -> None:
+        self.day = day
+        self.reads = reads
+        self.needed: set[str] = set()
+
+    def documents(self, collection: str) -> Sequence[Document]:
+        """The day's documents in a collection; raises the `Failure` of a read that failed."""
+        self.needed.add(collection)
+        return self.reads[collection].result().get(self.day, ()) if collection in self.reads else ()
+
+    def sessions(self) -> list[Document]:
+        """The day's real sleep sessions (Oura API 2.0, `PublicSleepType`)."""
+        return [one for one in self.documents("sleep") if one["type"] not in ("rest", "deleted")]
+
+
+def number(value: Any, low: float, high: float, name: str) -> float | None:
+    """This value, None where it is null; raises `Failure` unless it is a number in this range."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Failure(f"Oura {name} is no number from {low:g} to {high:g}; {FORMAT_CHANGED}")
+    return value
+
+
+def durations(documents: Iterable[Document], collection: str, field: str) -> list[float]:
+    """A duration in each of these documents, in seconds, where it is not null."""
+    name = f"{collection} {field}"
+    found = [number(document.get(field), 0, 86_400, name) for document in documents]
+    seconds = [one for one in found if one is not None]
+    number(sum(seconds), 0, 86_400, name)
+    return seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One row of `METRICS`: `take` finds its value in Oura's `collection` under `field`."""
+
+    slug: str
+    label: str
+    unit: str
+    low: float
+    high: float
+    take: Callable[[Metric, Sources], float | None]
+    collection: str
+    field: str
+    description: str
+
+    @property
+    def key(self) -> str:
+        """The slug on a real server, which refuses a hyphen."""
+        return self.slug.replace("-", "_")
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The metric as the guide shows it."""
+        words = {"slug": self.slug, "label": self.label, "unit": self.unit}
+        return {**words, "aggregationHint": "avg"}
+
+    def of(self, document: Document) -> float | None:
+        """Its value in a document."""
+        value: Any = document
+        for key in self.field.split("."):
+            if not isinstance(value, dict):
+                break  # null has nothing in it, and all else is no number
+            value = value.get(key)
+        return number(value, self.low, self.high, f"{self.collection} {self.field}")
+
+    def daily(self, sources: Sources) -> float | None:
+        """From the collection's one document of the day."""
+        documents = sources.documents(self.collection)
+        return self.of(documents[0]) if documents else None
+
+    def minutes(self, sources: Sources) -> float | None:
+        """Seconds of the whole day as minutes, a half rounded up.
+
+        Oura API 2.0 has no durations in `daily_sleep`, they are summed over the sessions. A
+        server that follows the guide has them there.
+        """
+        of_day = sources.documents("daily_sleep")[:1]
+        seconds = durations(of_day, "daily_sleep", self.field)
+        seconds = seconds or durations(sources.sessions(), "sleep", self.field)
+        return int((sum(seconds) + 30) // 60) if seconds else None
+
+    def of_main_session(self, sources: Sources) -> float | None:
+        """From the longest real session of the day."""
+
+        def length(session: Document) -> float:
+            return sum(durations([session], "sleep", "total_sleep_duration"))
+
+        main = max(sources.sessions(), key=length, default=None)
+        return self.of(main) if main else None
+
+
+# fmt: off
+METRICS = {metric.slug: metric for metric in (
+    Metric("oura-readiness", "Oura readiness score", "score", 0, 100,
+           Metric.daily, "daily_readiness", "score",
+           "How recovered the body is for the day ahead, as Oura scores it."),
+    Metric("oura-hrv", "Oura HRV balance", "score", 0, 100,
+           Metric.daily, "daily_readiness", "contributors.hrv_balance",
+           "Readiness contributor: heart rate variability of two weeks against three months."),
+    Metric("oura-sleep-minutes", "Oura sleep duration", "minutes", 0, 1440,
+           Metric.minutes, "sleep", "total_sleep_duration",
+           "Total time asleep in the night that ended on this day, naps included."),
+    Metric("oura-sleep-score", "Oura sleep score", "score", 0, 100,
+           Metric.daily, "daily_sleep", "score",
+           "Overall quality of the night from its seven contributors."),
+    Metric("oura-hrv-ms", "Oura overnight RMSSD", "ms", 0, 500,
+           Metric.of_main_session, "sleep", "average_hrv",
+           "Beat-to-beat variation of the pulse, averaged over the longest sleep."),
+    Metric("oura-deep-minutes", "Oura deep sleep", "minutes", 0, 1440,
+           Metric.minutes, "sleep", "deep_sleep_duration",
+           "Slow-wave stage N3, which restores the body."),
+    Metric("oura-rem-minutes", "Oura REM", "minutes", 0, 1440,
+           Metric.minutes, "sleep", "rem_sleep_duration",
+           "Rapid eye movement stage, in which most dreams are."),
+    Metric("oura-light-minutes", "Oura light sleep", "minutes", 0, 1440,
+           Metric.minutes, "sleep", "light_sleep_duration",
+           "Stages N1 and N2, the shallow part from which one wakes easily."),
+    Metric("oura-sleep-efficiency", "Oura time asleep in bed", "percent", 0, 100,
+           Metric.of_main_session, "sleep", "efficiency",
+           "Efficiency: the share of the time in bed that was not spent awake."),
+    Metric("oura-lowest-heart-rate", "Oura lowest heart rate", "bpm", 20, 250,
+           Metric.of_main_session, "sleep", "lowest_heart_rate",
+           "Slowest pulse at rest, in beats per minute."),
+    Metric("oura-respiratory-rate", "Oura respiratory rate", "breaths/min", 3, 60,
+           Metric.of_main_session, "sleep", "average_breath",
+           "Breathing frequency, mean of the longest period."),
+    Metric("oura-temperature-deviation", "Oura temperature deviation", "celsius", -10, 10,
+           Metric.daily, "daily_readiness", "temperature_deviation",
+           "Skin warmth at night above or below the wearer's own baseline."),
+)}
+# fmt: on
+DEFAULT_METRICS = ("oura-readiness", "oura-hrv", "oura-sleep-minutes")
+IN_WORDS = ("oura-sleep-minutes", "oura-readiness", "oura-hrv-ms", "oura-hrv")
+
+
+def choose_metrics(text: str) -> list[Metric]:
+    """The metrics that `OURA_METRICS` names; raises `SettingsError` where one does not exist."""
+    groups = {"all": set(METRICS), "default": set(DEFAULT_METRICS), "": set[str]()}
+    words = [word.strip() for word in text.split(",")]
+    chosen = set[str]().union(*(groups.get(word, {word}) for word in words))
+    if not chosen or chosen - set(METRICS):
+        raise SettingsError(f"OURA_METRICS must be of: {', '.join(METRICS)}, default, all")
+    return [metric for slug, metric in METRICS.items() if slug in chosen]
+
+
+@dataclass
+class Night:
+    """What there is to send of a day, with a sentence for people."""
+
+    day: date
+    values: dict[Metric, float]
+    sentence: str
+    stored: int = 0  # how many of its values Petals has
+
+    def observations(self) -> list[dict[str, Any]]:
+        """Its values as the guide shows them, each with its metric inside."""
+        return [
+            {"metric": metric.definition, "value": value, "occurredAt": f"{self.day}T00:00:00Z"}
+            for metric, value in self.values.items()
+        ]
+
+
+def in_words(
+    slept: float | None, readiness: float | None, ms: float | None, balance: float | None
+) -> str:
+    """A night as a sentence without its full stop; what is unknown is left out."""
+    parts = []
+    if slept is not None:
+        parts.append("slept {}h{:02}".format(*divmod(int(slept), 60)))
+    if readiness is not None:
+        parts.append(f"readiness {readiness:g}")
+    if ms is not None:
+        parts.append(f"HRV {ms:g}ms")
+    elif balance is not None:
+        parts.append(f"HRV balance {balance:g}")
+    sentence = ", ".join(parts)
+    return sentence[:1].upper() + sentence[1:]
+
+
+def observe(
+    day: date, reads: Mapping[str, Future[Documents]], metrics: Iterable[Metric]
+) -> tuple[Night, set[str]]:
+    """Map a day's documents; returns also the collections that it needed.
+
+    Raises the `Failure` of what a metric needs. The sentence needs nothing beside that: the rest
+    of it is taken where it is at hand.
+    """
+    sources = Sources(day, reads)
+    values = {metric: metric.take(metric, sources) for metric in metrics}
+    needed = sources.needed
+    at_hand = Sources(day, {c: read for c, read in reads.items() if c in needed or read.done()})
+
+    def known(slug: str) -> float | None:
+        metric = METRICS[slug]
+        try:
+            return metric.take(metric, at_hand)
+        except Failure:
+            if metric.collection in needed:
+                raise
+            return None
+
+    sentence = in_words(*map(known, IN_WORDS))
+    return Night(day, {m: v for m, v in values.items() if v is not None}, sentence), needed
+
+
+def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[Night]:
+    """The nights of the report's days that have anything to send, newest first."""
+    of_sleep = [
+        m for m in (*metrics, *map(METRICS.__getitem__, IN_WORDS)) if m.collection == "sleep"
+    ]
+    fields = list(dict.fromkeys(["day", "type", *(metric.field for metric in of_sleep)]))
+    nights: list[Night] = []
+    for start in range(0, len(report.days), SPAN_DAYS):
+        days = report.days[start : start + SPAN_DAYS]
+        report.progress(days[0])
+        reads = {c: begin(partial(oura.read, c, days)) for c in ("daily_readiness", "daily_sleep")}
+        dailies = list(reads.values())
+        if any(metric.collection == "sleep" for metric in metrics):
+            reads["sleep"] = begin(partial(oura.read_sleep, days, fields))
+        wait(dailies, return_when=FIRST_EXCEPTION)
+        # `sleep` may not be needed: it gets a moment, so that the sentence hangs on no race
+        wait(reads.values(), timeout=GRACE_SECONDS)
+        needed = set()
+        for day in days:
+            try:
+                night, of_day = observe(day, reads, metrics)
+            except Failure as failure:
+                if failure.final:
+                    report.stop(str(failure))
+                    return nights
+                report.fail(str(failure), day)
+                continue
+            needed |= of_day
+            if night.values:
+                nights.append(night)
+            else:
+                report.skip(day)
+        for collection in sorted(needed & set(reads)):
+            if reads[collection].result().get(None):
+                report.fail(f"Oura {collection} has a document whose day cannot be read, left out")
+    return nights
