@@ -893,3 +893,542 @@ def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[N
             if reads[collection].result().get(None):
                 report.fail(f"Oura {collection} has a document whose day cannot be read, left out")
     return nights
+
+
+# --- Petals (push) ----------------------------------------------------------------------------
+
+LIST_PATH = "/api/memory/metrics/list"
+SINGLE_PATH = "/api/memory/metrics/observations"
+BULK_PATH = "/api/memory/metrics/observations/bulk"
+
+
+class Petals(Service):
+    """The metrics of a Petals server, in the form that it takes."""
+
+    name = "Petals"
+    settings = "PETALS_API_KEY and PETALS_HOST"
+    hints = dict.fromkeys(
+        (401, 403),
+        "check PETALS_API_KEY: a key works for a year, make a new one at Settings → API keys",
+    )
+
+    def __init__(self, http: Http, settings: Settings) -> None:
+        super().__init__(http, settings["PETALS_HOST"])
+        self.key = settings["PETALS_API_KEY"]
+
+    def headers(self) -> dict[str, str]:
+        return {"x-api-key": self.key}
+
+    def listing(self) -> dict[str, Document] | None:
+        """The metrics that the server knows, by slug; None where it has the guide's form only."""
+        try:
+            content = json_object(self.ask("metrics/list", "POST", LIST_PATH, json={}))
+        except Failure as failure:
+            if failure.status in (404, 405):
+                return None
+            raise
+        metrics = content and content.get("metrics")
+        if not isinstance(metrics, list):
+            return None
+        return {
+            metric["slug"]: metric
+            for metric in metrics
+            if isinstance(metric, dict) and isinstance(metric.get("slug"), str)
+        }
+
+    def define(self, metric: Metric, night: Night) -> dict[str, Any]:
+        """Store a value by the endpoint that makes its metric, and take it out of the night.
+
+        Petals stores it anew each time and under no `sourceExternalId`. So the value that defined
+        a metric stays when its day is sent again: once, equal to its twin, harmless under `avg`.
+        """
+        alone = Night(night.day, {metric: night.values[metric]}, "")
+        body = alone.observations()[0]
+        body["metric"] |= {"slug": metric.key, "description": metric.description}
+        if len(night.values) == 1 and night.sentence:  # no bulk will carry the sentence
+            body["note"] = night.sentence
+        answer = self.ask("observations", "POST", SINGLE_PATH, lost_tries=1, json=body)
+        content = self.stored(answer, [metric.key])
+        del night.values[metric]
+        night.stored += 1
+        return content
+
+    def push(self, night: Night, *, as_in_guide: bool) -> None:
+        """Replace all that is stored under the day's `sourceExternalId` by its values.
+
+        A server as in the guide has no such id; there a series is updated by slug and time.
+        """
+        body: Any = night.observations()
+        sent = [metric.slug if as_in_guide else metric.key for metric in night.values]
+        if not as_in_guide:
+            rows = [
+                {"metricSlug": key, "value": row["value"], "occurredAt": row["occurredAt"]}
+                for key, row in zip(sent, body, strict=True)
+            ]
+            rows[0] |= {"note": night.sentence} if night.sentence else {}
+            body = {"sourceExternalId": f"oura_{night.day}", "observations": rows}
+        answer = self.ask("observations/bulk", "POST", BULK_PATH, json=body)
+        self.stored(answer, sent, may_be_silent=as_in_guide)
+        night.stored += len(sent)
+
+    def stored(
+        self, answer: httpx.Response, sent: Sequence[str], *, may_be_silent: bool = False
+    ) -> dict[str, Any]:
+        """The answer to a write of these slugs; raises `Failure` unless it says all are stored."""
+        content = json_object(answer)
+        if content is None:
+            raise Failure(f"Petals answered with no JSON object; check {self.settings}")
+        if errors := content.get("errors"):
+            reasons = []
+            for error in errors if isinstance(errors, list) else [errors]:
+                entry = error if isinstance(error, dict) else {"message": json.dumps(error)}
+                index = entry.get("index")
+                known = isinstance(index, int) and 0 <= index < len(sent)
+                slug = sent[int(index or 0)] if known else "a metric"
+                reasons.append(f"{slug}: {entry.get('code', '')} {entry.get('message', '')}")
+            raise Failure(f"Petals refused {self.http.clean('; '.join(reasons))}")
+        inserted = content.get("inserted", len(sent) if may_be_silent else None)
+        if type(inserted) is not int or inserted < len(sent):
+            told = self.http.clean(json.dumps(inserted))
+            raise Failure(f"Petals stored {told} of {len(sent)} observations; try again later")
+        return content
+
+
+def define_missing(
+    petals: Petals, known: Collection[str], nights: Sequence[Night], report: Report
+) -> None:
+    """Define each metric that the server lacks, once, by its newest value.
+
+    One that is refused or goes astray drops out of all the nights.
+    """
+    newest = {m: night for night in reversed(nights) for m in night.values if m.key not in known}
+    lost, unsure = [], []
+    for metric, night in newest.items():
+        try:
+            answer = petals.define(metric, night)
+        except Failure as failure:
+            if failure.final:
+                raise
+            lost.append(metric)
+            report.fail(f"{metric.key} could not be defined and is left out: {failure}")
+            continue
+        if answer.get("needsReview"):
+            report.console.tell(f"{metric.key} is new in Petals, which asks you to review it")
+        if answer.get("definitionCreated") is not True:
+            unsure.append(metric)
+    known = petals.listing() or () if unsure else ()
+    for metric in unsure:
+        if metric.key not in known:
+            lost.append(metric)
+            newest[metric].stored -= 1
+            report.fail(
+                f"{metric.key} went astray, Petals filed its value of {newest[metric].day} under "
+                "a metric that reads alike: remove the value there, rename that metric, run again"
+            )
+    for night in nights:
+        for metric in lost:
+            night.values.pop(metric, None)
+
+
+def deliver(oura: Oura, petals: Petals, metrics: Sequence[Metric], report: Report) -> None:
+    """Carry the report's days from Oura to Petals, the newest first."""
+    listing = begin(petals.listing)
+    nights = read_nights(oura, metrics, report)
+    if not nights and not report.failed:
+        return
+    known = listing.result()
+    if known is not None:
+        define_missing(petals, known, nights, report)
+    for night in nights:
+        report.progress(night.day)
+        try:
+            if night.values:
+                petals.push(night, as_in_guide=known is None)
+        except Failure as failure:
+            if failure.final:
+                raise
+            report.fail(str(failure), night.day)
+            alike = report.failures[str(failure)][-DAYS_ALIKE:]
+            if len(alike) == DAYS_ALIKE and alike[0] - alike[-1] == (DAYS_ALIKE - 1) * ONE_DAY:
+                raise Failure(
+                    f"{DAYS_ALIKE} days in a row failed alike, no further is tried"
+                ) from None
+        else:
+            if night.stored:
+                report.deliver(night)
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+class Console:
+    """The one place from which anything is said: results to stdout, problems to stderr."""
+
+    def __init__(self, quiet: bool, verbose: bool) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+
+    def say(self, text: str) -> None:
+        """A result, unless quiet."""
+        if not self.quiet:
+            self.write(sys.stdout, f"{text}\n")
+
+    def tell(self, text: str) -> None:
+        """A problem, in one line."""
+        self.write(sys.stderr, f"oura_to_petals: {text}\n")
+
+    def log(self, text: str) -> bool:
+        """A line of httpx's own log; returns that it needs no other handler."""
+        self.write(sys.stderr, f"{text}\n")
+        return False
+
+    def progress(self, text: str) -> None:
+        """Redraw the line of progress; an empty one removes it."""
+        if sys.stderr and sys.stderr.isatty() and not self.quiet and not self.verbose:
+            self.write(sys.stderr, f"\r\x1b[K{text}")
+
+    def write(self, stream: TextIO, text: str) -> None:
+        """Write at once. That nobody can read it is no failure of what was done."""
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:
+            # what waits in the buffer would fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Report:
+    """What became of the days of a run, newest first, and all that is said of it."""
+
+    def __init__(
+        self, days: Sequence[date], console: Console, options: str = "", *, told: bool = True
+    ) -> None:
+        self.days = days
+        self.console = console
+        self.options = options  # of the command that goes on, beside the days
+        self.told = told  # whether stdout and progress tell of the days
+        self.delivered: list[date] = []
+        self.observations = 0
+        self.empty: set[date] = set()
+        self.failures: dict[str, list[date]] = {}  # the days that each text is told of
+        self.stops: list[str] = []
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.failures or self.stops)
+
+    def progress(self, day: date) -> None:
+        """The day at hand."""
+        if len(self.days) > 1 and self.told:
+            self.console.progress(f"{self.days.index(day)} of {len(self.days)} days, {day}")
+
+    def deliver(self, night: Night) -> None:
+        """A day is in."""
+        self.delivered.append(night.day)
+        self.observations += night.stored
+        if len(self.days) == 1 or self.console.verbose:
+            sentence = night.sentence and f" {night.sentence}."
+            pushed = plural(night.stored, "observation")
+            self.console.say(f"Pushed {pushed} for {night.day}.{sentence}")
+
+    def skip(self, day: date) -> None:
+        """A day has no data."""
+        self.empty.add(day)
+        if self.told and (len(self.days) == 1 or self.console.verbose):
+            self.console.say(f"No Oura data for {day} — nothing pushed.")
+
+    def fail(self, text: str, day: date | None = None) -> None:
+        """Something failed, or one day did."""
+        self.failures.setdefault(text, []).extend([day] if day else [])
+
+    def stop(self, text: str) -> None:
+        """The run ends before its last day."""
+        if len(self.days) == 1:
+            self.fail(text, self.days[0])
+        else:
+            self.stops.append(text)
+
+    def what_is_left(self) -> str:
+        """How many days are in, and the command that goes on with the others."""
+        oldest_in = self.delivered[-1] if self.delivered else date.max
+        left = [day for day in self.days if day < oldest_in and day not in self.empty]
+        told = f"{len(self.delivered)} of {len(self.days)} days are in"
+        if not left:
+            return told
+        days = (left[0] - self.days[-1]).days + 1
+        command = f"python oura_to_petals.py --date {left[0]} --days {days}{self.options}"
+        return f"{told}, go on with: {command}"
+
+    def close(self) -> int:
+        """Tell what has not been told yet; returns the exit code."""
+        self.console.progress("")
+        for text, days in list(self.failures.items()):
+            which = ", ".join(map(str, days[:31])) + (f" … {days[-1]}" if len(days) > 31 else "")
+            self.console.tell(f"{which}: {text}" if days else text)
+        for text in self.stops:
+            self.console.tell(f"{text}; {self.what_is_left()}")
+        total = len(self.days)
+        if total > 1:
+            span = f"{self.days[-1]} to {self.days[0]}"
+            if len(self.empty) == total:
+                self.console.tell(f"no Oura data for {span}: has the Oura app been opened?")
+            if self.told:
+                empty = f"; {plural(len(self.empty), 'day')} without data" if self.empty else ""
+                pushed = plural(self.observations, "observation")
+                delivered = f"{len(self.delivered)} of {total} days"
+                self.console.say(f"Pushed {pushed} for {delivered}, {span}{empty}.")
+        return 1 if self.failed else 0
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def dry_run(oura: Oura, metrics: Sequence[Metric], report: Report) -> None:
+    """Print what would be sent."""
+    nights = read_nights(oura, metrics, report)
+    if nights or not report.failed:
+        rows = [row for night in nights for row in night.observations()]
+        report.console.say(json.dumps(rows, indent=2))
+
+
+SAMPLE_SETTINGS = {"OURA_TOKEN": "sample", "PETALS_API_KEY": "petals-sample", "OURA_METRICS": "all"}
+# fmt: off
+SAMPLE_NIGHT: dict[str, Document] = {
+    "daily_readiness": {"score": 82, "contributors": {"hrv_balance": 77},
+                        "temperature_deviation": -0.1},
+    "daily_sleep": {"score": 85},
+    "sleep": {"type": "long_sleep", "total_sleep_duration": 25_920, "average_hrv": 54,
+              "deep_sleep_duration": 5_400, "rem_sleep_duration": 6_120,
+              "light_sleep_duration": 14_400, "efficiency": 91, "lowest_heart_rate": 48,
+              "average_breath": 14.5},
+}
+# fmt: on
+
+
+def sample_client(console: Console) -> httpx.Client:
+    """A client with stand-ins at its other end: a sample night, and a Petals as in the guide."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        params = request.url.params
+        if sample := SAMPLE_NIGHT.get(request.url.path.rpartition("/")[2]):
+            first, last = map(date.fromisoformat, (params["start_date"], params["end_date"]))
+            days = [str(first + n * ONE_DAY) for n in range((last - first).days + 1)]
+            return httpx.Response(200, json={"data": [{"day": day, **sample} for day in days]})
+        if request.url.path == LIST_PATH:
+            return httpx.Response(404)
+        sent = json.dumps(json.loads(request.content), indent=2)
+        console.say(f"Sent to a stand-in for {request.url}:\n{sent}")
+        console.say('It answered: {"jobId": "sample"}')
+        return httpx.Response(202, json={"jobId": "sample"})
+
+    return httpx.Client(transport=httpx.MockTransport(answer))
+
+
+def pasted_code(pasted: str, state: str, http: Http) -> str:
+    """The code in what was pasted: the address that the browser ended on, or the code itself.
+
+    Raises `Failure` for an address that tells of an error, or was not made for this sign-in.
+    """
+    query = parse_qs(pasted.partition("#")[0].rpartition("?")[2])
+    told = {key: query[key][0] for key in ("code", "state", "error") if key in query}
+    if "error" in told:
+        words = http.clean(" ".join([told["error"], *query.get("error_description", ())]))
+        raise Failure(f"Oura did not agree to the sign-in: {words}; run --login again")
+    if not ("://" in pasted or told):
+        code = pasted
+    elif secrets.compare_digest(told.get("state", "").encode(), state.encode()):
+        code = told.get("code", "")
+    else:
+        raise Failure("this address is not the end of this sign-in: run --login again")
+    if not is_printable(code):
+        raise Failure("there is no code in what was pasted: run --login again")
+    return code
+
+
+def log_in(settings: Settings, http: Http, console: Console) -> None:
+    """Sign in with Oura: a person opens an address in a browser, and pastes where it ended."""
+    state = secrets.token_urlsafe(16)
+    params = {
+        "response_type": "code",
+        "client_id": settings["OURA_CLIENT_ID"],
+        "redirect_uri": settings["OURA_REDIRECT_URI"],
+        "scope": "daily",
+        "state": state,
+    }
+    console.write(
+        sys.stdout,
+        "Your application at Oura must have this redirect address, to the letter:\n"
+        f"  {settings['OURA_REDIRECT_URI']}\n"
+        "Open this address in any browser, and agree:\n"
+        f"  {httpx.URL(settings['OURA_AUTHORIZE_URL'], params=params)}\n"
+        "Then paste the address that the browser ended on, whether or not that page loaded:\n",
+    )
+    pasted = (sys.stdin.readline() if sys.stdin else "").strip()
+    if not pasted:
+        raise Failure("nothing was pasted, so nobody is signed in: run --login again")
+    http.stop_at = monotonic() + RUN_SECONDS
+    sign_in = SignIn(http, settings)
+    code = pasted_code(pasted, state, http)
+    addresses = [settings["OURA_TOKEN_URL"]] if settings["OURA_TOKEN_URL"] else TOKEN_ADDRESSES
+
+    def sign_in_and_read() -> None:
+        sign_in.start(code, settings["OURA_REDIRECT_URI"], addresses)
+        without_token = Settings({**settings.values, "OURA_TOKEN": ""})
+        Oura(http, without_token).read("daily_readiness", [date.today()])
+
+    http.run(sign_in_and_read)
+    console.write(
+        sys.stdout,
+        "You are signed in, and Oura was read. The sign-in renews itself; "
+        f"its tokens are in {sign_in.file}.\n",
+    )
+    if settings["OURA_TOKEN"]:
+        console.tell("OURA_TOKEN is set and wins over the sign-in: remove it to use the sign-in")
+
+
+def check(settings: Settings, http: Http, metrics: Sequence[Metric], console: Console) -> int:
+    """Say of both ends what is right or wrong, and write to neither; returns the exit code."""
+
+    def of_oura() -> str:
+        settings.check(*settings.of_oura)
+        report = Report([date.today() - n * ONE_DAY for n in range(7)], console, told=False)
+        nights = read_nights(Oura(http, settings), metrics, report)
+        for text in (*report.failures, *report.stops):
+            raise Failure(text)
+        way = f"the sign-in in {settings.token_file}" if settings.signed_in else "OURA_TOKEN"
+        latest = "no night in the last seven days, has the Oura app been opened?"
+        if nights:
+            latest = f"the latest night is {nights[0].day}."
+        return f"Oura: reading works with {way}; {latest}"
+
+    def of_petals() -> str:
+        settings.check(*OF_PETALS)
+        listing = Petals(http, settings).listing()
+        if listing is None:
+            return (
+                "Petals: the server is as in the guide and has no list of metrics, "
+                "so whether it takes the key shows at the first push."
+            )
+        known = [listing[metric.key] for metric in metrics if metric.key in listing]
+        stats = [one["stats"] for one in known if isinstance(one.get("stats"), dict)]
+        latest = max((str(one.get("latestAt") or "")[:10] for one in stats), default="")
+        return (
+            f"Petals: the key is taken; the server has a list of metrics and knows {len(known)} "
+            f"of {len(metrics)}; the latest observation: {http.clean(latest) or 'none yet'}."
+        )
+
+    code = 0
+    for look in (of_oura, of_petals):
+        try:
+            console.say(http.run(look))
+        except Failure as failure:
+            console.tell(str(failure))
+            code = 1
+    return code
+
+
+def day_argument(text: str) -> date:
+    """The day that `--date` means, by the machine's own calendar."""
+    today = date.today()
+    day = {"today": today, "yesterday": today - ONE_DAY}.get(text) or parse_day(text)
+    if not day or not FIRST_DAY <= day <= today:
+        wanted = f"YYYY-MM-DD from {FIRST_DAY} to today, today or yesterday"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return day
+
+
+def days_argument(text: str) -> int:
+    """The number of days that `--days` means."""
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_DAYS}")
+    return int(text)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="exit codes: 0 done, also with nothing to send; 1 something failed; "
+        "2 wrong usage or settings; 130 interrupted",
+        allow_abbrev=False,
+    )
+    add, flag = parser.add_argument, partial(parser.add_argument, action="store_true")
+    instead = partial(parser.add_mutually_exclusive_group().add_argument, action="store_true")
+    # fmt: off
+    add("--date", metavar="DAY", type=day_argument, default="yesterday",
+        help="the day on which the night ended: YYYY-MM-DD, today or yesterday (the default)")
+    add("--days", metavar="N", type=days_argument, default=1,
+        help=f"so many days that end with --date, 1 (the default) to {MOST_DAYS}")
+    add("--env-file", metavar="FILE", type=Path, help="take the settings from FILE, not .env")
+    instead("--login", help="sign in with Oura, once")
+    instead("--check", help="see whether both ends work; nothing is sent")
+    instead("--dry-run", help="print what would be sent; Petals is not asked")
+    instead("--demo", help="see a sample night go through; needs no account and no network")
+    flag("-q", "--quiet", help="nothing on stdout; problems still show")
+    flag("-v", "--verbose", help="show each request, and with --days each day")
+    add("--version", action="version", version=f"oura_to_petals {__version__}")
+    # fmt: on
+    return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Do what the command line asks for; returns the exit code, or raises a `Failure`."""
+    settings = (
+        Settings(DEFAULTS | SAMPLE_SETTINGS) if options.demo else load_settings(options.env_file)
+    )
+    file = settings.env_file
+    if file and os.name == "posix" and file.stat().st_mode & 0o044:
+        console.tell(f"others can read your keys: chmod 600 {quote(str(file))}")
+    metrics = choose_metrics(settings["OURA_METRICS"])
+    if options.login:
+        settings.check(*OF_LOGIN, *OF_SIGN_IN)
+    elif not options.check:
+        settings.check(*settings.of_oura, *(() if options.dry_run else OF_PETALS))
+    # the client stays open: a read that turned out not to be needed may be using it
+    client = sample_client(console) if options.demo else open_client()
+    days = [day for n in range(options.days) if (day := options.date - n * ONE_DAY) >= FIRST_DAY]
+    http = Http(client, settings, RUN_SECONDS + FURTHER_DAY_SECONDS * (len(days) - 1))
+    log = logging.getLogger("httpx")
+    log.setLevel(logging.INFO if options.verbose else logging.WARNING)
+    log.filters = [lambda record: console.log(http.clean(record.getMessage()))]
+    if options.login:
+        log_in(settings, http, console)
+        return 0
+    if options.check:
+        return check(settings, http, metrics, console)
+    again = f" --env-file {quote(str(options.env_file))}" if options.env_file else ""
+    report = Report(days, console, again, told=not options.dry_run)
+    oura, petals = Oura(http, settings), Petals(http, settings)
+    work = partial(dry_run, oura) if options.dry_run else partial(deliver, oura, petals)
+    try:
+        http.run(partial(work, metrics, report))
+    except Failure as failure:
+        report.stop(str(failure))
+    except KeyboardInterrupt:
+        report.stop("interrupted")
+        report.close()
+        raise
+    return report.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse_arguments(argv)
+    console = Console(options.quiet, options.verbose)
+    try:
+        return run(options, console)
+    except Failure as failure:
+        console.tell(str(failure))
+        return 2 if isinstance(failure, SettingsError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the text of a bug could show a key
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        console.tell(f"a bug, {type(error).__name__} in line {line}: please report it")
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

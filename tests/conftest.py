@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import io
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import respx
+from services import DAY, KEY, TOKEN, GuidePetals, Oura, Petals
+
+import oura_to_petals
+
+SCRIPT = Path(oura_to_petals.__file__)
+CONTEXT = ssl.create_default_context()
+
+
+@dataclass
+class Ended:
+    """How a run ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problems(self) -> list[str]:
+        return self.err.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No test sees this machine's settings, and none makes a TLS context of its own."""
+    for name in [*oura_to_petals.DEFAULTS, "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(oura_to_petals, "__file__", str(tmp_path / "beside" / "script.py"))
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda: CONTEXT)
+    return home
+
+
+@pytest.fixture
+def both_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURA_TOKEN", TOKEN)
+    monkeypatch.setenv("PETALS_API_KEY", KEY)
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a run waited between tries, of which it slept none."""
+    waits: list[float] = []
+    monkeypatch.setattr(oura_to_petals, "sleep", waits.append)
+    return waits
+
+
+@dataclass
+class World:
+    """Both services behind respx, and the command line in front of them."""
+
+    oura: Oura
+    petals: Any
+    router: respx.MockRouter
+    capsys: pytest.CaptureFixture[str]
+
+    def use(self, petals: Any) -> None:
+        """Put another Petals in the place of this one."""
+        self.petals = petals
+
+    def run(self, *argv: str, day: str | None = str(DAY)) -> Ended:
+        self.capsys.readouterr()
+        options = list(argv) if day is None else ["--date", day, *argv]
+        try:
+            code = oura_to_petals.main(options)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Ended(code, *self.capsys.readouterr())
+
+
+@pytest.fixture
+def world(
+    capsys: pytest.CaptureFixture[str], both_keys: None, waited: list[float]
+) -> Iterator[World]:
+    with respx.mock(assert_all_called=False) as router:
+        world = World(Oura(), Petals(), router, capsys)
+        router.route(host="api.ouraring.com").mock(side_effect=world.oura)
+        router.route(host="moi.ouraring.com").mock(side_effect=world.oura)
+        router.route(host="petals.chat").mock(side_effect=lambda request: world.petals(request))
+        yield world
+
+
+@pytest.fixture
+def guide_world(world: World) -> World:
+    """A Petals as in the guide, and an Oura whose `daily_sleep` has the total as in the guide."""
+    world.use(GuidePetals())
+    world.oura.collections["daily_sleep"][0]["total_sleep_duration"] = 25_920
+    world.oura.collections["sleep"] = None
+    return world
+
+
+@pytest.fixture
+def cron(tmp_path: Path) -> Callable[..., Ended]:
+    """Run the script as cron does: from the home folder, with next to no environment."""
+
+    def run(*argv: str, stdin: str = "", seconds: float = 30, **env: str) -> Ended:
+        bare = {"HOME": os.environ["HOME"], "PATH": "/usr/bin:/bin", **env}
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), *argv],
+            env=bare, cwd=bare["HOME"], input=stdin, capture_output=True, text=True,
+            timeout=seconds, check=False,
+        )  # fmt: skip
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def paste(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What the user will paste."""
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text))

@@ -1,0 +1,354 @@
+"""Stand-ins for the two services, as they were measured, and one local server for all of them.
+
+A stand-in is a function from request to response, so respx can use it as well as `LocalServer`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+
+DAY = date(2026, 6, 10)
+TOKEN = "oura-personal-token"
+KEY = "petals-key-of-a-test"
+
+Fault = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
+
+
+def readiness(day: object = DAY, score: Any = 82, hrv_balance: Any = 77, **more: Any) -> dict:
+    """A `PublicDailyReadiness` of Oura API 2.0."""
+    return {
+        "id": f"readiness-{day}",
+        "contributors": {
+            "activity_balance": 70,
+            "body_temperature": 98,
+            "hrv_balance": hrv_balance,
+            "previous_night": None,
+            "resting_heart_rate": 90,
+        },
+        "day": str(day),
+        "score": score,
+        "temperature_deviation": -0.1,
+        "temperature_trend_deviation": 0.02,
+        "timestamp": f"{day}T00:00:00+00:00",
+        **more,
+    }
+
+
+def daily_sleep(day: object = DAY, score: Any = 85, **more: Any) -> dict:
+    """A `PublicDailySleep`: it has a score of the total sleep, and no time."""
+    return {
+        "id": f"daily-sleep-{day}",
+        "contributors": {"deep_sleep": 97, "efficiency": 91, "total_sleep": 88},
+        "day": str(day),
+        "score": score,
+        "timestamp": f"{day}T00:00:00+00:00",
+        **more,
+    }
+
+
+def session(
+    day: object = DAY, seconds: Any = 25_920, type: Any = "long_sleep", **more: Any
+) -> dict:
+    """A `PublicModifiedSleepModel`."""
+    return {
+        "id": f"sleep-{day}-{type}-{seconds}",
+        "average_breath": 14.5,
+        "average_hrv": 54,
+        "bedtime_end": f"{day}T07:00:00+02:00",
+        "day": str(day),
+        "deep_sleep_duration": 5400,
+        "efficiency": 91,
+        "light_sleep_duration": 14_400,
+        "lowest_heart_rate": 48,
+        "rem_sleep_duration": 6120,
+        "total_sleep_duration": seconds,
+        "type": type,
+        **more,
+    }
+
+
+class Stand:
+    """What all stand-ins do: keep what was asked, and fail on demand."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.faults: dict[str, list[Fault]] = defaultdict(list)
+        self.lock = threading.Lock()
+
+    def fail(self, path: str, *faults: Fault, times: int = 1) -> None:
+        """Answer requests whose path ends so with these faults, before all others."""
+        self.faults[path] += [*faults] * times
+
+    def asked(self, path: str = "") -> list[httpx.Request]:
+        return [request for request in self.requests if request.url.path.endswith(path)]
+
+    def sent(self, path: str) -> list[Any]:
+        """The JSON bodies that a path was sent."""
+        return [json.loads(request.content) for request in self.asked(path)]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        with self.lock:
+            self.requests.append(request)
+            fault = next(
+                (
+                    faults.pop(0)
+                    for path, faults in self.faults.items()
+                    if faults and request.url.path.endswith(path)
+                ),
+                None,
+            )
+        if isinstance(fault, Exception):
+            raise fault
+        if isinstance(fault, httpx.Response):
+            return fault
+        with_fault = fault(request) if fault else None
+        return with_fault or self.answer(request)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        raise NotImplementedError
+
+
+class Oura(Stand):
+    """The three collections, and the token address for those who sign in.
+
+    `window` gives the meaning of `start_date` and `end_date`, of which users measured three.
+    """
+
+    WINDOWS = {
+        "closed": lambda start, day, end: start <= day <= end,
+        "start exclusive": lambda start, day, end: start < day <= end,
+        "end exclusive": lambda start, day, end: start <= day < end,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = {TOKEN}
+        self.window = "closed"
+        self.page = 1000  # documents
+        self.collections: dict[str, list[dict] | None] = {
+            "daily_readiness": [readiness()],
+            "daily_sleep": [daily_sleep()],
+            "sleep": [session()],
+        }
+        self.refresh_token = "refresh-1"
+        self.code = "the-code"
+        self.lifetime: Any = 86_400
+
+    def fill(self, days: int, last: date = DAY) -> None:
+        """A night for each of these days."""
+        every = [last - timedelta(days=n) for n in range(days)]
+        self.collections = {
+            "daily_readiness": [readiness(day) for day in every],
+            "daily_sleep": [daily_sleep(day) for day in every],
+            "sleep": [session(day) for day in every],
+        }
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return self.give_tokens(dict(httpx.QueryParams(request.content.decode())))
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
+            return httpx.Response(401, json={"detail": "Unauthorized"})
+        documents = self.collections.get(request.url.path.rpartition("/")[2])
+        if documents is None:
+            return httpx.Response(404, json={"detail": "Not Found"})
+        asked = request.url.params
+        inside = self.WINDOWS[self.window]
+        found = [
+            one
+            for one in documents
+            if len(str(one.get("day"))) != 10
+            or inside(asked["start_date"], str(one["day"]), asked["end_date"])
+        ]
+        if "fields" in asked:
+            names = {"id", *asked["fields"].split(",")}
+            found = [{key: one[key] for key in one if key in names} for one in found]
+        start = int(asked.get("next_token", "page-0").removeprefix("page-"))
+        end = start + self.page
+        more = f"page-{end}" if end < len(found) else None
+        body = json.dumps({"data": found[start:end], "next_token": more})
+        return httpx.Response(200, text=body, headers={"Content-Type": "application/json"})
+
+    def give_tokens(self, form: dict[str, str]) -> httpx.Response:
+        with self.lock:
+            good = form.get("client_id") == "the-client" and form.get("client_secret") == "s3cret"
+            if form["grant_type"] == "authorization_code":
+                good = good and form["code"] == self.code
+                self.code = "spent"
+            else:
+                good = good and form["refresh_token"] == self.refresh_token
+            if not good:
+                return httpx.Response(400, json={"error": "invalid_grant"})
+            number = int(self.refresh_token.removeprefix("refresh-")) + 1
+            self.refresh_token = f"refresh-{number}"
+            self.tokens = {f"access-{number}"}
+            answer = {
+                "access_token": f"access-{number}",
+                "refresh_token": self.refresh_token,
+                "expires_in": self.lifetime,
+                "token_type": "bearer",
+                "scope": "daily",
+            }
+            return httpx.Response(200, json=answer)
+
+
+class Petals(Stand):
+    """The server as it was measured; all that it refuses as to form is a bare 500."""
+
+    KNOWN = ("oura_readiness", "oura_hrv", "oura_sleep_minutes")
+
+    def __init__(self, known: tuple[str, ...] = KNOWN) -> None:
+        super().__init__()
+        self.metrics = {slug: {"slug": slug, "stats": {"latestAt": None}} for slug in known}
+        self.by_source: dict[str, list[dict]] = {}
+        self.singles: list[dict] = []
+        self.alike: set[str] = set()  # slugs whose values go to another metric
+        self.review = False
+
+    @property
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """The values by day and slug."""
+        found: dict[str, dict[str, Any]] = defaultdict(dict)
+        for row in [*self.singles, *(row for rows in self.by_source.values() for row in rows)]:
+            found[row["occurredAt"][:10]][row["metricSlug"]] = row["value"]
+        return dict(found)
+
+    @property
+    def notes(self) -> list[str]:
+        rows = [*self.singles, *(row for rows in self.by_source.values() for row in rows)]
+        return [row["note"] for row in rows if "note" in row]
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.headers.get("x-api-key") != KEY:
+            return httpx.Response(401, json={"message": "Invalid API key"})
+        body = json.loads(request.content)
+        path = request.url.path.removeprefix("/api/memory/metrics")
+        if path == "/list":
+            return httpx.Response(200, json={"metrics": list(self.metrics.values())})
+        if path == "/observations":
+            return self.single(body)
+        if path == "/observations/bulk":
+            return self.bulk(body)
+        return httpx.Response(404)
+
+    def bulk(self, body: Any) -> httpx.Response:
+        broken = httpx.Response(500, text="500 Server Error")
+        if not isinstance(body, dict) or not body.get("observations"):
+            return broken
+        rows, errors = [], []
+        for index, row in enumerate(body["observations"]):
+            if set(row) - {"metricSlug", "value", "occurredAt", "note"} or not fits(row):
+                return broken
+            if row["metricSlug"] in self.metrics:
+                rows.append(row)
+            else:
+                errors.append(
+                    {"index": index, "code": "DEFINITION_NOT_FOUND", "message": "No such metric"}
+                )
+        with self.lock:
+            self.by_source[body["sourceExternalId"]] = rows
+        return httpx.Response(200, json={"inserted": len(rows), "errors": errors})
+
+    def single(self, body: Any) -> httpx.Response:
+        metric = body["metric"]
+        row = {key: body[key] for key in ("value", "occurredAt", "note") if key in body}
+        slug = metric["slug"]
+        if (
+            not fits({"metricSlug": slug, **row})
+            or not metric["description"]
+            or not metric["label"]
+        ):
+            return httpx.Response(500, text="500 Server Error")
+        created = slug not in self.metrics and slug not in self.alike
+        if created:
+            self.metrics[slug] = {"slug": slug, "stats": {"latestAt": None}}
+        filed = "someone_elses" if slug in self.alike else slug
+        self.singles.append({"metricSlug": filed, **row})
+        answer = {
+            "inserted": 1,
+            "errors": [],
+            "definitionCreated": created,
+            "needsReview": self.review,
+            "reviewTaskNodeId": None,
+        }
+        return httpx.Response(200, json=answer)
+
+
+class GuidePetals(Stand):
+    """A server that knows what the guide describes, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict] = []
+
+    @property
+    def stored(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = defaultdict(dict)
+        for row in self.rows:
+            found[row["occurredAt"][:10]][row["metric"]["slug"]] = row["value"]
+        return dict(found)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.headers.get("x-api-key") != KEY:
+            return httpx.Response(401)
+        if request.url.path != "/api/memory/metrics/observations/bulk":
+            return httpx.Response(404)
+        rows = json.loads(request.content)
+        if not isinstance(rows, list):
+            return httpx.Response(400)
+        self.rows += rows
+        return httpx.Response(202, json={"jobId": "job-1"})
+
+
+def fits(row: dict[str, Any]) -> bool:
+    number = isinstance(row["value"], (int, float)) and not isinstance(row["value"], bool)
+    slug = row["metricSlug"].replace("_", "").isalnum()
+    return number and slug and row["occurredAt"].endswith("Z")
+
+
+@contextmanager
+def local_server(*stands: Stand, delay: float = 0) -> Iterator[str]:
+    """Serve these on one port of this machine; each path goes to the first that has it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def handle_one(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            content = self.rfile.read(length)
+            url = f"http://{self.headers['Host']}{self.path}"
+            request = httpx.Request(self.command, url, headers=dict(self.headers), content=content)
+            threading.Event().wait(delay)
+            of_petals = request.url.path.startswith("/api/memory")
+            stand = next(one for one in stands if isinstance(one, Oura) != of_petals)
+            response = stand(request)
+            self.send_response(response.status_code)
+            for name, value in response.headers.items():
+                if name.lower() not in ("content-length", "date"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(response.content)))
+            self.end_headers()
+            self.wfile.write(response.content)
+
+        do_GET = do_POST = handle_one
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
