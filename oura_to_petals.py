@@ -164,7 +164,7 @@ class Settings:
 def is_address(value: str) -> bool:
     """Whether a key may go to this address."""
     try:
-        return bool(ADDRESS.fullmatch(value) and httpx.URL(value))
+        return bool(ADDRESS.fullmatch(value)) and (httpx.URL(value).port or 0) < 2**16
     except httpx.InvalidURL:
         return False
 
