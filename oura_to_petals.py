@@ -429,6 +429,7 @@ class SignIn(Service):
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, "")
         self.file = settings.token_file
+        self.failed: Failure | None = None
         self.client = {
             "client_id": settings["OURA_CLIENT_ID"],
             "client_secret": settings["OURA_CLIENT_SECRET"],
@@ -475,6 +476,8 @@ class SignIn(Service):
             tokens = self.load()
             if tokens["access_token"] != stale:
                 return str(tokens["access_token"])
+            if self.failed:  # in another thread, so it is over for this run
+                raise self.failed
             if self.http.left() < RENEWAL_SECONDS:
                 raise Failure("no time is left to renew the sign-in; run again")
             form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
@@ -482,7 +485,8 @@ class SignIn(Service):
                 return self.trade(tokens["token_url"], form, old=tokens["refresh_token"])
             except Failure as failure:
                 again = f"; {SIGN_IN_AGAIN}" if failure.status in (400, 401) else ""
-                raise Failure(f"{failure}{again}") from None
+                self.failed = Failure(f"{failure}{again}")
+                raise self.failed from None
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from conftest import Ended, World
-from services import DAY, KEY, TOKEN, Petals, local_server, readiness, session
+from services import DAY, KEY, Petals, local_server, readiness, session
 
 import oura_to_petals
 
@@ -350,9 +350,7 @@ class TestSurroundings:
     def real_certificates(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(httpx, "create_ssl_context", CREATE_SSL_CONTEXT)
 
-    @pytest.mark.parametrize(
-        "proxy", ["nonsense://user:hunter2@proxy", "http://[::1:80"]
-    )
+    @pytest.mark.parametrize("proxy", ["nonsense://user:hunter2@proxy", "http://[::1:80"])
     @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
     def test_a_proxy_that_cannot_be_used_is_exit_2(
         self, world: World, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str
