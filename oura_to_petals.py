@@ -425,6 +425,7 @@ class SignIn(Service):
 
     name = "Oura"
     settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI and OURA_TOKEN_URL"
+    hints = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that does not help, check {settings}")
 
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, "")
@@ -454,14 +455,14 @@ class SignIn(Service):
         """Trade the code of a browser, which works once, at the first address that takes it."""
         self.http.secrets.add(code)
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
+        first, *others = addresses
         with self.alone():
-            for address in addresses:
-                try:
-                    self.trade(address, form)
-                    break
-                except Failure as failure:
-                    if failure.status not in (400, 401) or address == addresses[-1]:
-                        raise
+            try:
+                self.trade(first, form)
+            except Failure as failure:
+                if failure.status not in (400, 401) or not others:
+                    raise
+                self.trade(others[0], form)
 
     def access_token(self) -> str:
         """A token that is good for another minute, renewed where that is needed."""
@@ -484,9 +485,8 @@ class SignIn(Service):
             try:
                 return self.trade(tokens["token_url"], form, old=tokens["refresh_token"])
             except Failure as failure:
-                again = f"; {SIGN_IN_AGAIN}" if failure.status in (400, 401) else ""
-                self.failed = Failure(f"{failure}{again}")
-                raise self.failed from None
+                self.failed = failure
+                raise
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Ended
+from conftest import SCRIPT, Ended, World
 from services import KEY, TOKEN, Oura, Petals, local_server
 
 Cron = Callable[..., Ended]
@@ -132,7 +133,18 @@ def test_ctrl_c_is_exit_130_without_a_traceback(served: Served, days: str) -> No
     assert b"Pushed 3" not in out
 
 
-def test_without_fcntl_it_runs_all_the_same(cron: Cron, empty_home: Path) -> None:
+def test_a_full_stdout_is_no_failure_of_what_was_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        ended = world.run()
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_where_there_is_no_fcntl_it_runs_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on Windows."""
-    (empty_home / "fcntl.py").write_text("raise ImportError")
-    assert cron("--demo", PYTHONPATH=str(empty_home)).code == 0
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert runpy.run_path(str(SCRIPT))["main"](["--demo"]) == 0

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import sys
+import threading
 from datetime import date, timedelta
 
 import httpx
@@ -275,8 +279,6 @@ class TestALongHistoryInSeveralSittings:
     def test_the_hard_stop_gives_the_command_too(
         self, week: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import threading
-
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", -11.5)
         hang = threading.Event()
         for _ in range(2):
@@ -288,6 +290,28 @@ class TestALongHistoryInSeveralSittings:
         assert "2 of 7 days are in" in ended.err
         assert f"--date {before(2)} --days 5" in ended.err
 
+    def test_ctrl_c_gives_the_command_too(self, week: World) -> None:
+        for _ in range(2):
+            week.petals.fail(BULK, lambda _: None)
+        hang = threading.Event()
+
+        def interrupt(_: httpx.Request) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            hang.wait(5)
+
+        week.petals.fail(BULK, interrupt)
+        try:
+            ended = week.run("--days", "7")
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            hang.set()
+        assert ended.code == 130
+        (problem,) = ended.problems
+        assert (
+            f"2 of 7 days are in, go on with: python oura_to_petals.py --date {before(2)}"
+            in problem
+        )
+
     def test_where_all_is_in_there_is_no_command(self, week: World) -> None:
         report = oura_to_petals.Report([DAY, DAY - timedelta(days=1)], None)
         report.delivered = list(report.days)
@@ -297,8 +321,6 @@ class TestALongHistoryInSeveralSittings:
 def test_progress_is_drawn_on_a_terminal_and_gone_at_the_end(
     week: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     ended = week.run("--days", "7")
     assert "\r\x1b[K6 of 7 days, 2026-06-04" in ended.err

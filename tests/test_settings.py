@@ -163,6 +163,7 @@ def test_hosts_that_keys_may_go_to(world: World, host: str, monkeypatch: object)
         "https://api.example:port",
         "https://api.example:99999",
         "https://a b.example",
+        "https://[1::2::3]",
         "https://",
         "ftp://api.example",
         "api.example",

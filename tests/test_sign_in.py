@@ -23,6 +23,7 @@ import oura_to_petals
 
 FIRST = "https://moi.ouraring.com/oauth/v2/ext/oauth-token"
 OLD = "https://api.ouraring.com/oauth/token"
+BROKEN = httpx.Response(500)
 FILE = Path(".local/state/oura-to-petals/oura-token.json")
 
 
@@ -513,14 +514,13 @@ class TestRealProcesses:
     def test_killed_while_the_answer_is_under_way_the_old_file_stays(self, served: Oura) -> None:
         old = write_tokens(expires_in=0, token_url=f"{served.host}/oauth-token")
         asked, answer = threading.Event(), threading.Event()
-        served.fail("oauth-token", lambda _: asked.set() or (answer.wait(10) and None))
+        served.fail("oauth-token", lambda _: asked.set() or (answer.wait(10) and BROKEN))
         run = self.start(served)
         assert asked.wait(10)
         run.kill()
         run.communicate()
         answer.set()
         assert tokens() == old
-        served.refresh_token = "refresh-1"
         after = self.start(served)
         assert after.communicate(timeout=10)[1] == ""
         assert tokens()["refresh_token"] == "refresh-2"
