@@ -76,6 +76,11 @@ def session(
     }
 
 
+def hang(*_: object, **__: object) -> None:
+    """Never answer: whoever waits for this is not heard of again, in this test or a later one."""
+    threading.Event().wait()
+
+
 class Stand:
     """What all stand-ins do: keep what was asked, and fail on demand."""
 

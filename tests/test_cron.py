@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCRIPT, Ended, World
-from services import KEY, TOKEN, Oura, Petals, local_server
+from services import KEY, TOKEN, Oura, Petals, hang, local_server
 
 Cron = Callable[..., Ended]
 SUCCESS = "Pushed 3 observations for 2026-06-10. Slept 7h12, readiness 82, HRV 54ms.\n"
@@ -63,11 +63,9 @@ def test_a_failure_is_exit_1_with_one_line(cron: Cron, served: Served) -> None:
 
 def test_nobody_listens_and_still_it_ends(cron: Cron, served: Served) -> None:
     """Also that threads which hang do not hold up the exit."""
-    hang = threading.Event()
     served.oura.collections["daily_sleep"][0]["total_sleep_duration"] = 25_920
-    served.oura.fail("/sleep", lambda _: hang.wait(20) and None)
+    served.oura.fail("/sleep", hang)
     ended = cron("--date", "2026-06-10", seconds=10, **served.env)
-    hang.set()
     assert ended.code == 0
 
 
@@ -112,11 +110,11 @@ def test_an_encoding_without_a_dash_is_no_failure(
 
 @pytest.mark.parametrize("days", ["1", "30"])
 def test_ctrl_c_is_exit_130_without_a_traceback(served: Served, days: str) -> None:
-    asked, hang = threading.Event(), threading.Event()
+    asked = threading.Event()
 
     def answer(_: object) -> None:
         asked.set()
-        hang.wait(10)
+        hang()
 
     served.oura.fail("/daily_sleep", answer)
     command = [sys.executable, SCRIPT, "--date", "2026-06-10", "--days", days]
@@ -126,7 +124,6 @@ def test_ctrl_c_is_exit_130_without_a_traceback(served: Served, days: str) -> No
     assert asked.wait(10)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=5)
-    hang.set()
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert all(line.startswith(b"oura_to_petals: ") for line in err.splitlines())

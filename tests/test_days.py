@@ -8,13 +8,12 @@ import re
 import shlex
 import signal
 import sys
-import threading
 from datetime import date, timedelta
 
 import httpx
 import pytest
 from conftest import World
-from services import DAY, Petals, readiness
+from services import DAY, Petals, hang, readiness
 
 import oura_to_petals
 
@@ -280,12 +279,10 @@ class TestALongHistoryInSeveralSittings:
         self, week: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", -11.5)
-        hang = threading.Event()
         for _ in range(2):
             week.petals.fail(BULK, lambda _: None)
-        week.petals.fail(BULK, lambda _: hang.wait(5) and None)
+        week.petals.fail(BULK, hang)
         ended = week.run("--days", "7")
-        hang.set()
         assert ended.code == 1
         assert "2 of 7 days are in" in ended.err
         assert f"--date {before(2)} --days 5" in ended.err
@@ -293,18 +290,16 @@ class TestALongHistoryInSeveralSittings:
     def test_ctrl_c_gives_the_command_too(self, week: World) -> None:
         for _ in range(2):
             week.petals.fail(BULK, lambda _: None)
-        hang = threading.Event()
 
         def interrupt(_: httpx.Request) -> None:
             os.kill(os.getpid(), signal.SIGINT)
-            hang.wait(5)
+            hang()
 
         week.petals.fail(BULK, interrupt)
         try:
             ended = week.run("--days", "7")
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            hang.set()
         assert ended.code == 130
         (problem,) = ended.problems
         assert (

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from conftest import Ended, World
-from services import DAY, KEY, Petals, local_server, readiness, session
+from services import DAY, KEY, Petals, hang, local_server, readiness, session
 
 import oura_to_petals
 
@@ -471,10 +471,8 @@ class TestWhatOnlyARealServerCanDo:
         self, run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.3)
-        hang = threading.Event()
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: hang.wait(3))
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
         ended = run("https://hangs.example")
-        hang.set()
         assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
 
     def test_a_flood_is_abandoned(

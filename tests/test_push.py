@@ -10,7 +10,7 @@ from datetime import date, timedelta
 import httpx
 import pytest
 from conftest import World
-from services import DAY, KEY, TOKEN, GuidePetals, Petals, daily_sleep, readiness, session
+from services import DAY, KEY, TOKEN, GuidePetals, Petals, daily_sleep, hang, readiness, session
 
 BULK = "/api/memory/metrics/observations/bulk"
 SINGLE = "/api/memory/metrics/observations"
@@ -229,12 +229,10 @@ def test_a_sleep_collection_that_hangs_is_not_waited_for_where_it_is_not_needed(
     world: World,
 ) -> None:
     world.oura.collections["daily_sleep"][0]["total_sleep_duration"] = 25_920
-    release = threading.Event()
-    world.oura.fail("/sleep", lambda _: release.wait(5) and None)
+    world.oura.fail("/sleep", hang)
     started = time.monotonic()
     ended = world.run()
     assert time.monotonic() - started < 2
-    release.set()
     assert "Slept 7h12, readiness 82, HRV balance 77." in ended.out
     assert world.petals.stored["2026-06-10"] == THE_THREE
 

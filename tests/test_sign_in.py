@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import SCRIPT, Ended, World
-from services import KEY, TOKEN, Oura, Petals, local_server
+from services import KEY, TOKEN, Oura, Petals, hang, local_server
 
 import oura_to_petals
 
@@ -433,10 +433,8 @@ class TestEveryMorning:
         old = write_tokens(expires_in=0)
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 2.3)
         monkeypatch.setattr(oura_to_petals, "RENEWAL_SECONDS", 1.0)
-        hang = threading.Event()
-        signed_in.oura.fail("oauth-token", lambda _: hang.wait(5) and None)
+        signed_in.oura.fail("oauth-token", hang)
         ended = signed_in.run()
-        hang.set()
         assert (ended.code, len(ended.problems)) == (1, 1)
         assert tokens() == old
 
