@@ -99,11 +99,8 @@ def test_a_stderr_that_takes_nothing_keeps_the_exit_code(served: Served) -> None
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_an_encoding_without_a_dash_is_no_failure(
-    cron: Cron, served: Served, encoding: str
-) -> None:
-    ended = cron("--date", "2026-06-01", PYTHONIOENCODING=encoding, **served.env)
+def test_an_encoding_without_a_dash_is_no_failure(cron: Cron, served: Served) -> None:
+    ended = cron("--date", "2026-06-01", PYTHONIOENCODING="ascii", **served.env)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("No Oura data for 2026-06-01")
 

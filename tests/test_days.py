@@ -94,16 +94,16 @@ def test_nothing_before_2015_is_asked_for(world: World) -> None:
 
 
 def test_a_long_history_is_read_in_spans_of_a_year(world: World) -> None:
-    world.oura.fill(800)
-    ended = world.run("--days", "800")
-    assert len(world.oura.requests) == 9
+    world.oura.fill(400)
+    ended = world.run("--days", "400")
+    assert len(world.oura.requests) == 6
     spans = sorted(
         {(r.url.params["start_date"], r.url.params["end_date"]) for r in world.oura.requests}
     )
     for start, end in spans:
         assert date.fromisoformat(end) - date.fromisoformat(start) <= timedelta(days=367)
     assert ended.code == 0
-    assert pushed(world) == [before(n) for n in range(800)]
+    assert pushed(world) == [before(n) for n in range(400)]
 
 
 class TestDaysAreIndependent:
@@ -278,7 +278,7 @@ class TestALongHistoryInSeveralSittings:
     def test_the_hard_stop_gives_the_command_too(
         self, week: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", -11.5)
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", -11.8)
         for _ in range(2):
             week.petals.fail(BULK, lambda _: None)
         week.petals.fail(BULK, hang)

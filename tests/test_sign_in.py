@@ -249,11 +249,11 @@ class TestLogin:
         signing: World,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 2.5)
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 2.25)
 
         class Slow:
             def readline(self) -> str:
-                signing.slept = time.sleep(0.6)
+                signing.slept = time.sleep(0.3)
                 return "the-code"
 
         monkeypatch.setattr(sys, "stdin", Slow())
@@ -419,7 +419,7 @@ class TestEveryMorning:
         import fcntl
 
         write_tokens(expires_in=0)
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 30.2)
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 30.1)
         monkeypatch.setattr(oura_to_petals, "sleep", time.sleep)
         with open(f"{FILE}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -431,7 +431,7 @@ class TestEveryMorning:
         self, signed_in: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         old = write_tokens(expires_in=0)
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 2.3)
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 2.2)
         monkeypatch.setattr(oura_to_petals, "RENEWAL_SECONDS", 1.0)
         signed_in.oura.fail("oauth-token", hang)
         ended = signed_in.run()
@@ -480,7 +480,7 @@ class TestRealProcesses:
 
     def test_runs_at_once_spend_the_refresh_token_once(self, served: Oura) -> None:
         write_tokens(expires_in=0, token_url=f"{served.host}/oauth-token")
-        for run in [self.start(served) for _ in range(4)]:
+        for run in [self.start(served) for _ in range(3)]:
             err = run.communicate(timeout=20)[1]
             assert (run.returncode, err) == (0, "")
         assert len(served.asked("oauth-token")) == 1
@@ -492,7 +492,7 @@ class TestRealProcesses:
         run = self.start(served)
         assert asked.wait(10)
         run.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        time.sleep(0.1)
         run.send_signal(signal.SIGINT)
         answer.set()
         _, err = run.communicate(timeout=10)
@@ -500,7 +500,7 @@ class TestRealProcesses:
         assert "Traceback" not in err
         assert tokens()["refresh_token"] == "refresh-2"
 
-    @pytest.mark.parametrize("pause", [0.1, 0.2, 0.25, 0.3])
+    @pytest.mark.parametrize("pause", [0.15, 0.25])
     def test_killed_at_any_point_the_file_is_whole(self, served: Oura, pause: float) -> None:
         write_tokens(expires_in=0, token_url=f"{served.host}/oauth-token")
         run = self.start(served)
