@@ -1054,7 +1054,7 @@ def deliver(oura: Oura, petals: Petals, metrics: Sequence[Metric], report: Repor
             report.fail(str(failure), night.day)
             alike = report.failures[str(failure)][-DAYS_ALIKE:]
             if len(alike) == DAYS_ALIKE and alike[0] - alike[-1] == (DAYS_ALIKE - 1) * ONE_DAY:
-                raise Failure(f"five days in a row failed alike, no further is tried") from None
+                raise Failure("five days in a row failed alike, no further is tried") from None
         else:
             if night.stored:
                 report.deliver(night)
