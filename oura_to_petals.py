@@ -310,7 +310,7 @@ def reason_in(answer: httpx.Response) -> str:
     for key in ("error_description", "message", "detail", "error", "title"):
         if reason := content.get(key):
             return reason if isinstance(reason, str) else json.dumps(reason)
-    return re.sub("<[^>]*>", " ", answer.content[:10_000].decode(errors="replace"))
+    return re.sub("<[^>]*>", " ", answer.content.decode(errors="replace"))
 
 
 def pause_before_retry(
