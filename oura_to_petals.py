@@ -385,7 +385,9 @@ class Service:
                 raise Failure(f"{failure}; {due}", failure.status)
             sleep(pause)
 
-    def failure(self, what: str, fault: httpx.Response | httpx.RequestError, tries: int) -> Failure:
+    def failure(
+        self, what: str, fault: httpx.Response | httpx.RequestError, tries: int = 1
+    ) -> Failure:
         """A fault in words: what happened, and what to do."""
         what = f"{self.name} {what}"
         often = f" ({tries} tries)" if tries > 1 else ""
@@ -622,8 +624,13 @@ class Oura(Service):
         documents: dict[date | None, list[Document]] = defaultdict(list)
         seen = set[str]()
         while True:
-            answer = self.ask(collection, "GET", f"/v2/usercollection/{collection}", params=params)
-            page = json_object(answer) or {}
+            path = f"/v2/usercollection/{collection}"
+            try:
+                page = json_object(self.ask(collection, "GET", path, params=params)) or {}
+            except Failure as failure:
+                if failure.status == 404 and collection == "sleep":
+                    return {}  # a server that has what the guide's script needs
+                raise
             data, token = page.get("data"), page.get("next_token")
             if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
                 raise Failure(f"Oura {collection} has no list of objects as data; {FORMAT_CHANGED}")
@@ -637,15 +644,6 @@ class Oura(Service):
                 raise Failure(f"Oura {collection} has pages without end; {FORMAT_CHANGED}")
             seen.add(token)
             params["next_token"] = token
-
-    def read_sleep(self, days: Sequence[date], fields: Sequence[str]) -> Documents:
-        """The sleep sessions of these days, none from a server without that collection."""
-        try:
-            return self.read("sleep", days, fields)
-        except Failure as failure:
-            if failure.status == 404:
-                return {}
-            raise
 
 
 # --- Metrics (map) ----------------------------------------------------------------------------
@@ -874,7 +872,7 @@ def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[N
         reads = {c: begin(partial(oura.read, c, days)) for c in ("daily_readiness", "daily_sleep")}
         dailies = list(reads.values())
         if any(metric.collection == "sleep" for metric in metrics):
-            reads["sleep"] = begin(partial(oura.read_sleep, days, fields))
+            reads["sleep"] = begin(partial(oura.read, "sleep", days, fields))
         wait(dailies, return_when=FIRST_EXCEPTION)
         # `sleep` may not be needed: it gets a moment, so that the sentence hangs on no race
         wait(reads.values(), timeout=GRACE_SECONDS)
@@ -926,12 +924,14 @@ class Petals(Service):
     def listing(self) -> dict[str, Document] | None:
         """The metrics that the server knows, by slug; None where it has the guide's form only."""
         try:
-            content = json_object(self.ask("metrics/list", "POST", LIST_PATH, json={}))
+            answer = self.ask("metrics/list", "POST", LIST_PATH, json={})
         except Failure as failure:
             if failure.status in (404, 405):
                 return None
             raise
-        metrics = content and content.get("metrics")
+        if answer.status_code != 200:
+            raise self.failure("metrics/list", answer)
+        metrics = (json_object(answer) or {}).get("metrics")
         if not isinstance(metrics, list):
             return None
         return {
@@ -1080,6 +1080,7 @@ class Console:
 
     def tell(self, text: str) -> None:
         """A problem, in one line."""
+        self.progress("")
         self.write(sys.stderr, f"oura_to_petals: {text}\n")
 
     def log(self, text: str) -> bool:
@@ -1165,13 +1166,13 @@ class Report:
 
     def close(self) -> int:
         """Tell what has not been told yet; returns the exit code."""
-        self.console.progress("")
         for text, days in list(self.failures.items()):
             which = ", ".join(map(str, days[:31])) + (f" … {days[-1]}" if len(days) > 31 else "")
             self.console.tell(f"{which}: {text}" if days else text)
         for text in self.stops:
             self.console.tell(f"{text}; {self.what_is_left()}")
         total = len(self.days)
+        self.console.progress("")
         if total > 1:
             span = f"{self.days[-1]} to {self.days[0]}"
             if len(self.empty) == total:
@@ -1291,10 +1292,12 @@ def log_in(settings: Settings, http: Http, console: Console) -> None:
         console.tell("OURA_TOKEN is set and wins over the sign-in: remove it to use the sign-in")
 
 
-def check(settings: Settings, http: Http, metrics: Sequence[Metric], console: Console) -> int:
+def check(
+    settings: Settings, client: httpx.Client, metrics: Sequence[Metric], console: Console
+) -> int:
     """Say of both ends what is right or wrong, and write to neither; returns the exit code."""
 
-    def of_oura() -> str:
+    def of_oura(http: Http) -> str:
         settings.check(*settings.of_oura)
         report = Report([date.today() - n * ONE_DAY for n in range(7)], console, told=False)
         nights = read_nights(Oura(http, settings), metrics, report)
@@ -1304,30 +1307,31 @@ def check(settings: Settings, http: Http, metrics: Sequence[Metric], console: Co
         latest = "no night in the last seven days, has the Oura app been opened?"
         if nights:
             latest = f"the latest night is {nights[0].day}."
-        return f"Oura: reading works with {way}; {latest}"
+        return f"reading works with {way}; {latest}"
 
-    def of_petals() -> str:
+    def of_petals(http: Http) -> str:
         settings.check(*OF_PETALS)
         listing = Petals(http, settings).listing()
         if listing is None:
             return (
-                "Petals: the server is as in the guide and has no list of metrics, "
+                "the server is as in the guide and has no list of metrics, "
                 "so whether it takes the key shows at the first push."
             )
         known = [listing[metric.key] for metric in metrics if metric.key in listing]
         stats = [one["stats"] for one in known if isinstance(one.get("stats"), dict)]
         latest = max((str(one.get("latestAt") or "")[:10] for one in stats), default="")
         return (
-            f"Petals: the key is taken; the server has a list of metrics and knows {len(known)} "
+            f"the key is taken; the server has a list of metrics and knows {len(known)} "
             f"of {len(metrics)}; the latest observation: {http.clean(latest) or 'none yet'}."
         )
 
     code = 0
-    for look in (of_oura, of_petals):
+    for name, look in (("Oura", of_oura), ("Petals", of_petals)):
+        http = Http(client, settings, RUN_SECONDS / 2)
         try:
-            console.say(http.run(look))
+            console.say(f"{name}: {http.run(partial(look, http))}")
         except Failure as failure:
-            console.tell(str(failure))
+            console.tell(f"{name}: {failure}")
             code = 1
     return code
 
@@ -1399,7 +1403,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         log_in(settings, http, console)
         return 0
     if options.check:
-        return check(settings, http, metrics, console)
+        return check(settings, client, metrics, console)
     again = f" --env-file {quote(str(options.env_file))}" if options.env_file else ""
     report = Report(days, console, again, told=not options.dry_run)
     oura, petals = Oura(http, settings), Petals(http, settings)

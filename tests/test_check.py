@@ -7,7 +7,9 @@ from datetime import date, timedelta
 import httpx
 import pytest
 from conftest import World
-from services import GuidePetals, Petals
+from services import GuidePetals, Petals, hang
+
+import oura_to_petals
 
 TODAY = date.today()
 
@@ -79,4 +81,15 @@ def test_a_read_that_fails_is_a_failure(world: World) -> None:
     code, out, err = check(world)
     assert code == 1
     assert "daily_sleep" in err
+    assert out.startswith("Petals: ")
+
+
+def test_an_end_that_hangs_leaves_time_for_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.6)
+    world.oura.fail("/daily_sleep", hang)
+    code, out, err = check(world)
+    assert code == 1
+    assert "given up" in err
     assert out.startswith("Petals: ")

@@ -143,6 +143,7 @@ def test_a_retry_after_that_does_not_fit_in_the_run_is_not_begun(
         ("/daily_sleep", httpx.Response(426), ["answered 426", "app", "phone"]),
         (LIST, httpx.Response(401), ["answered 401", "PETALS_API_KEY", "year"]),
         (LIST, httpx.Response(403), ["answered 403", "PETALS_API_KEY", "year"]),
+        (LIST, httpx.Response(204), ["answered 204", "PETALS_HOST"]),
         (LIST, httpx.Response(400), ["answered 400", "PETALS_API_KEY and PETALS_HOST"]),
         (BULK, httpx.Response(401), ["answered 401", "PETALS_API_KEY", "year"]),
         (BULK, httpx.Response(404), ["answered 404", "PETALS_HOST"]),
