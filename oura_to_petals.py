@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -28,7 +29,6 @@ from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from random import uniform
-from shlex import quote
 from time import monotonic, sleep, time
 from typing import Any, ClassVar, TextIO, TypeVar
 from urllib.parse import parse_qs, quote_plus
@@ -99,10 +99,10 @@ DEFAULTS = {
 REQUIRED = {
     "OURA_CLIENT_ID": "of the application that you registered with Oura",
     "OURA_CLIENT_SECRET": "of that application",
-    "OURA_TOKEN": "sign in once with --login, or set a personal access token if you have one",
+    "OURA_TOKEN": "not signed in: use --login once, or set a personal access token if you have one",
     "PETALS_API_KEY": "make one in Petals at Settings → API keys",
 }
-OF_LOGIN = ["OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL"]
+OF_LOGIN = ["OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL"]
 OF_SIGN_IN = ["OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN_URL", "OURA_HOST"]
 OF_PETALS = ["PETALS_API_KEY", "PETALS_HOST"]
 # https, or http where nothing leaves the machine; no user, password, backslash, query, fragment
@@ -143,7 +143,7 @@ class Settings:
         problems = []
         missing = ", ".join(f"{n} ({REQUIRED[n]})" for n in names if n in REQUIRED and not self[n])
         if missing:
-            file = self.env_file or ".env, which is not there"
+            file = self.env_file or "no .env: there is none here, nor beside the script"
             problems.append(f"not set: {missing}; looked in the environment and in {file}")
         for name in names:
             if not (value := self[name]):
@@ -340,7 +340,8 @@ class Service:
     """A server that is asked: where it is, with which key, and what its refusals mean."""
 
     name: ClassVar[str]
-    settings: ClassVar[str]  # that lead to it, for the user to check
+    key: ClassVar[str]  # the settings that a refusal may be due to
+    address: ClassVar[str]  # the setting that says where it is
     hints: Mapping[int, str] = {}
 
     def __init__(self, http: Http, host: str) -> None:
@@ -368,7 +369,7 @@ class Service:
             except httpx.RequestError as error:
                 fault = error
             except Failure as too_long:
-                raise Failure(f"{self.name} {what} {too_long}; check {self.settings}") from None
+                raise Failure(f"{self.name} {what} {too_long}; check {self.address}") from None
             if isinstance(fault, httpx.Response):
                 if fault.is_success:
                     return fault
@@ -376,36 +377,36 @@ class Service:
                     renewed = True
                     continue
             tries += 1
-            failure = self.failure(what, fault, tries)
             pause = pause_before_retry(fault, tries, lost_tries)
-            if pause is None:
-                raise failure
-            if pause > min(LONGEST_PAUSE, self.http.left()):
-                due = f"the next try is due in {pause:.0f} seconds, which is not waited for"
-                raise Failure(f"{failure}; {due}", failure.status)
+            if pause is None or pause > min(LONGEST_PAUSE, self.http.left()):
+                raise self.failure(what, fault, tries, pause)
             sleep(pause)
 
     def failure(
-        self, what: str, fault: httpx.Response | httpx.RequestError, tries: int = 1
+        self,
+        what: str,
+        fault: httpx.Response | httpx.RequestError,
+        tries: int = 1,
+        pause: float | None = None,
     ) -> Failure:
-        """A fault in words: what happened, and what to do."""
-        what = f"{self.name} {what}"
-        often = f" ({tries} tries)" if tries > 1 else ""
-        if not isinstance(fault, httpx.Response):
-            reason = self.http.clean(str(fault)) or type(fault).__name__
-            to_do = f"check the network and {self.settings}"
-            return Failure(f"{what} gave no answer{often}: {reason}; {to_do}")
-        status = fault.status_code
-        to_do = self.hints.get(status) or f"check {self.settings}"
-        if 300 <= status < 400:
-            target = self.http.clean(fault.headers.get("Location", "nowhere"))
-            to_do = f"it points to {target}, which is not followed: {to_do}"
-        elif status == 429 or status >= 500:
-            to_do = "try again later"
-        reason = self.http.clean(reason_in(fault))
-        return Failure(
-            f"{what} answered {status}{often}{reason and f': {reason}'}; {to_do}", status
-        )
+        """A fault in words: what happened, and what to do; `pause` is one that was too long."""
+        happened = f"{self.name} {what}{f' ({tries} tries)' if tries > 1 else ''}"
+        if isinstance(fault, httpx.Response):
+            status, reason = fault.status_code, self.http.clean(reason_in(fault))
+            happened += f" answered {status}{f': {reason}' if reason else ''}"
+            to_do = self.hints.get(status) or f"check {self.key} and {self.address}"
+            if 300 <= status < 400:
+                target = self.http.clean(fault.headers.get("Location", "nowhere"))
+                to_do = f"it points to {target}, which is not followed: check {self.address}"
+            elif status == 429 or status >= 500:
+                to_do = "try again later"
+        else:
+            status = None
+            happened += f" gave no answer: {self.http.clean(str(fault)) or type(fault).__name__}"
+            to_do = f"check the network and {self.address}"
+        if pause is not None:
+            to_do = f"try again in {pause:.0f} seconds, for which this run does not wait"
+        return Failure(f"{happened}; {to_do}", status)
 
 
 # --- Signing in -------------------------------------------------------------------------------
@@ -426,8 +427,9 @@ class SignIn(Service):
     """
 
     name = "Oura"
-    settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI and OURA_TOKEN_URL"
-    hints = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that does not help, check {settings}")
+    key = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
+    address = "OURA_TOKEN_URL"
+    hints = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that does not help, check {key}")
 
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, "")
@@ -590,16 +592,17 @@ class Oura(Service):
     """Oura API 2.0, read with a personal access token or the tokens of a sign-in."""
 
     name = "Oura"
-    settings = "OURA_TOKEN and OURA_HOST"
+    key = "OURA_TOKEN"
+    address = "OURA_HOST"
 
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, settings["OURA_HOST"])
         self.token = settings["OURA_TOKEN"]
         self.sign_in = None if self.token else SignIn(http, settings)
-        key = "check OURA_TOKEN" if self.token else SIGN_IN_AGAIN
+        to_do = "check OURA_TOKEN" if self.token else SIGN_IN_AGAIN
         self.hints = {
-            401: f"the token is not valid: {key}",
-            403: f"the Oura membership has lapsed or a permission is missing: look there, or {key}",
+            401: f"the token is not valid: {to_do}",
+            403: f"the Oura membership has lapsed, or a permission is missing: {to_do}",
             426: "the Oura app on the phone is too old: update it",
         }
 
@@ -908,7 +911,8 @@ class Petals(Service):
     """The metrics of a Petals server, in the form that it takes."""
 
     name = "Petals"
-    settings = "PETALS_API_KEY and PETALS_HOST"
+    key = "PETALS_API_KEY"
+    address = "PETALS_HOST"
     hints = dict.fromkeys(
         (401, 403),
         "check PETALS_API_KEY: a key works for a year, make a new one at Settings → API keys",
@@ -916,10 +920,10 @@ class Petals(Service):
 
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, settings["PETALS_HOST"])
-        self.key = settings["PETALS_API_KEY"]
+        self.api_key = settings["PETALS_API_KEY"]
 
     def headers(self) -> dict[str, str]:
-        return {"x-api-key": self.key}
+        return {"x-api-key": self.api_key}
 
     def listing(self) -> dict[str, Document] | None:
         """The metrics that the server knows, by slug; None where it has the guide's form only."""
@@ -981,7 +985,7 @@ class Petals(Service):
         """The answer to a write of these slugs; raises `Failure` unless it says all are stored."""
         content = json_object(answer)
         if content is None:
-            raise Failure(f"Petals answered with no JSON object; check {self.settings}")
+            raise Failure(f"Petals answered with no JSON object; check {self.address}")
         if errors := content.get("errors"):
             reasons = []
             for error in errors if isinstance(errors, list) else [errors]:
@@ -1069,6 +1073,7 @@ class Console:
     def __init__(self, quiet: bool, verbose: bool) -> None:
         self.quiet = quiet
         self.verbose = verbose
+        self.drawn = False
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -1090,8 +1095,10 @@ class Console:
 
     def progress(self, text: str) -> None:
         """Redraw the line of progress; an empty one removes it."""
-        if sys.stderr and sys.stderr.isatty() and not self.quiet and not self.verbose:
+        shown = sys.stderr and sys.stderr.isatty() and not self.quiet and not self.verbose
+        if shown and (text or self.drawn):
             self.write(sys.stderr, f"\r\x1b[K{text}")
+            self.drawn = bool(text)
 
     def write(self, stream: TextIO, text: str) -> None:
         """Write at once. That nobody can read it is no failure of what was done."""
@@ -1161,13 +1168,15 @@ class Report:
         if not left:
             return told
         days = (left[0] - self.days[-1]).days + 1
-        command = f"python oura_to_petals.py --date {left[0]} --days {days}{self.options}"
-        return f"{told}, go on with: {command}"
+        command = shlex.join([sys.executable, os.path.abspath(sys.argv[0])])
+        return f"{told}, go on with: {command} --date {left[0]} --days {days}{self.options}"
 
     def close(self) -> int:
         """Tell what has not been told yet; returns the exit code."""
         for text, days in list(self.failures.items()):
-            which = ", ".join(map(str, days[:31])) + (f" … {days[-1]}" if len(days) > 31 else "")
+            which = ", ".join(map(str, days))
+            if len(days) > 7 and days[0] - days[-1] == (len(days) - 1) * ONE_DAY:
+                which = f"{days[-1]} to {days[0]}"
             self.console.tell(f"{which}: {text}" if days else text)
         for text in self.stops:
             self.console.tell(f"{text}; {self.what_is_left()}")
@@ -1320,9 +1329,10 @@ def check(
         known = [listing[metric.key] for metric in metrics if metric.key in listing]
         stats = [one["stats"] for one in known if isinstance(one.get("stats"), dict)]
         latest = max((str(one.get("latestAt") or "")[:10] for one in stats), default="")
+        missing = " (the next push defines the others)" if len(known) < len(metrics) else ""
         return (
-            f"the key is taken; the server has a list of metrics and knows {len(known)} "
-            f"of {len(metrics)}; the latest observation: {http.clean(latest) or 'none yet'}."
+            f"the key is taken; the server has a list of metrics and knows {len(known)} of "
+            f"{len(metrics)}{missing}; latest observation: {http.clean(latest) or 'none yet'}."
         )
 
     code = 0
@@ -1386,7 +1396,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     )
     file = settings.env_file
     if file and os.name == "posix" and file.stat().st_mode & 0o044:
-        console.tell(f"others can read your keys: chmod 600 {quote(str(file))}")
+        console.tell(f"others can read your keys: chmod 600 {shlex.quote(str(file))}")
     metrics = choose_metrics(settings["OURA_METRICS"])
     if options.login:
         settings.check(*OF_LOGIN, *OF_SIGN_IN)
@@ -1404,7 +1414,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         return 0
     if options.check:
         return check(settings, client, metrics, console)
-    again = f" --env-file {quote(str(options.env_file))}" if options.env_file else ""
+    again = f" --env-file {shlex.quote(str(options.env_file))}" if options.env_file else ""
     report = Report(days, console, again, told=not options.dry_run)
     oura, petals = Oura(http, settings), Petals(http, settings)
     work = partial(dry_run, oura) if options.dry_run else partial(deliver, oura, petals)
