@@ -154,7 +154,9 @@ class Settings:
                     "(http:// only for localhost, 127.0.0.1 and [::1])"
                 )
             elif not is_printable(value):
-                problems.append(f"{name} has a space, a line break or no ASCII in it: copy it anew")
+                problems.append(
+                    f"{name} has a space, a line break or a character beyond ASCII in it"
+                )
             elif name == "PETALS_API_KEY" and not re.match("petals-.", value):
                 problems.append(f"{name} does not start with petals-: copy it anew")
         if problems:
@@ -675,7 +677,7 @@ def number(value: Any, low: float, high: float, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise Failure(f"Oura {name} is no number from {low:g} to {high:g}; {FORMAT_CHANGED}")
+        raise Failure(f"Oura {name} is not a number from {low:g} to {high:g}; {FORMAT_CHANGED}")
     return value
 
 
@@ -798,7 +800,7 @@ def choose_metrics(text: str) -> list[Metric]:
     words = [word.strip() for word in text.split(",")]
     chosen = set[str]().union(*(groups.get(word, {word}) for word in words))
     if not chosen or chosen - set(METRICS):
-        raise SettingsError(f"OURA_METRICS must be of: {', '.join(METRICS)}, default, all")
+        raise SettingsError(f"OURA_METRICS must name some of: {', '.join(METRICS)}, default, all")
     return [metric for slug, metric in METRICS.items() if slug in chosen]
 
 
