@@ -1102,10 +1102,13 @@ class Console:
             self.write(sys.stderr, f"\r\x1b[K{text}")
             self.drawn = bool(text)
 
-    def write(self, stream: TextIO, text: str) -> None:
+    def write(self, stream: TextIO | None, text: str) -> None:
         """Write at once. That nobody can read it is no failure of what was done."""
+        if not stream:  # closed before the start
+            return
         try:
-            print(text, end="", file=stream, flush=True)
+            stream.write(text)
+            stream.flush()
         except OSError:
             # what waits in the buffer would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -1134,7 +1137,7 @@ class Report:
     def progress(self, day: date) -> None:
         """The day at hand."""
         if len(self.days) > 1 and self.told:
-            self.console.progress(f"{self.days.index(day)} of {len(self.days)} days, {day}")
+            self.console.progress(f"{(self.days[0] - day).days} of {len(self.days)} days, {day}")
 
     def deliver(self, night: Night) -> None:
         """A day is in."""
@@ -1181,7 +1184,7 @@ class Report:
                 which = f"{days[-1]} to {days[0]}"
             self.console.tell(f"{which}: {text}" if days else text)
         for text in self.stops:
-            self.console.tell(f"{text}; {self.what_is_left()}")
+            self.console.tell(f"{text}; {self.what_is_left()}" if self.told else text)
         total = len(self.days)
         self.console.progress("")
         if total > 1:

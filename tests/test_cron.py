@@ -142,3 +142,12 @@ def test_where_there_is_no_fcntl_it_runs_all_the_same(
     """As on Windows."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert runpy.run_path(str(SCRIPT))["main"](["--demo"]) == 0
+
+
+def test_without_a_stderr_problems_do_not_go_to_stdout(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    world.oura.tokens = set()
+    ended = world.run()
+    assert (ended.code, ended.out) == (1, "")

@@ -81,6 +81,10 @@ def test_a_dry_run_is_one_flat_array_newest_day_first(week: World) -> None:
     assert [row["occurredAt"][:10] for row in rows[::3]] == [before(n) for n in range(7)]
     assert len(rows) == 21
     assert week.petals.requests == []
+    week.oura.tokens = set()
+    ended = week.run("--days", "7", "--dry-run")
+    assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
+    assert "days are in" not in ended.err
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "3661", "1.5", "seven", "", " 7", "7_0", "\u0667"])
