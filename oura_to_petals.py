@@ -285,7 +285,7 @@ class Http:
     def send(
         self, method: str, url: str, headers: dict[str, str], content: Mapping[str, Any]
     ) -> httpx.Response:
-        """One request, one whole answer; raises `httpx.RequestError`, or `Failure` if too long."""
+        """One request, one whole answer; raises `httpx.RequestError`, also for one too long."""
         with self.client.stream(
             method, url, headers=headers, timeout=TIMEOUTS[method], **content
         ) as answer:
@@ -293,7 +293,7 @@ class Http:
             for chunk in answer.iter_bytes():
                 body += chunk
                 if len(body) > MOST_BYTES:
-                    raise Failure(f"sent more than {MOST_BYTES // 2**20} MiB")
+                    raise httpx.RequestError(f"it is over {MOST_BYTES // 2**20} MiB long")
             answer.headers.pop("Content-Encoding", None)  # it is decoded
             return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
 
@@ -315,9 +315,10 @@ def reason_in(answer: httpx.Response) -> str:
     return re.sub("<[^>]*>", " ", answer.content.decode(errors="replace"))
 
 
-def pause_before_retry(
-    fault: httpx.Response | httpx.RequestError, tries: int, lost_tries: int
-) -> float | None:
+Fault = httpx.Response | httpx.RequestError
+
+
+def pause_before_retry(fault: Fault, tries: int, lost_tries: int) -> float | None:
     """The fault policy: seconds to wait before the next try, None where there is to be none.
 
     There were `tries` so far. There are `TRIES` in all where the request was surely not carried
@@ -365,13 +366,11 @@ class Service:
         tries, renewed = 0, False
         while True:
             headers = self.headers()
-            fault: httpx.Response | httpx.RequestError
+            fault: Fault
             try:
                 fault = self.http.send(method, self.host + path, headers, content)
             except httpx.RequestError as error:
                 fault = error
-            except Failure as too_long:
-                raise Failure(f"{self.name} {what} {too_long}; check {self.address}") from None
             if isinstance(fault, httpx.Response):
                 if fault.is_success:
                     return fault
@@ -387,7 +386,7 @@ class Service:
     def failure(
         self,
         what: str,
-        fault: httpx.Response | httpx.RequestError,
+        fault: Fault,
         tries: int = 1,
         pause: float | None = None,
     ) -> Failure:
@@ -404,7 +403,9 @@ class Service:
                 to_do = "try again later"
         else:
             status = None
-            happened += f" gave no answer: {self.http.clean(str(fault)) or type(fault).__name__}"
+            happened += (
+                f" gave no whole answer: {self.http.clean(str(fault)) or type(fault).__name__}"
+            )
             to_do = f"check the network and {self.address}"
         if pause is not None:
             to_do = f"try again in {pause:.0f} seconds, for which this run does not wait"

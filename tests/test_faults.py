@@ -489,7 +489,7 @@ class TestWhatOnlyARealServerCanDo:
         with raw_server(flood) as host:
             ended = run(host)
         assert (ended.code, ended.out, len(ended.problems)) == (1, "", 2)
-        assert "more than 1 MiB" in ended.err
+        assert "over 1 MiB" in ended.err
 
     def test_answers_are_asked_for_uncompressed(self, world: World) -> None:
         world.run()
