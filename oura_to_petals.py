@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["httpx>=0.27,<1", "python-dotenv>=1.0,<2"]
+# dependencies = ["httpx>=0.28,<1", "python-dotenv>=1.0,<2"]
 # ///
 """Carry a night, as an Oura ring measured it, into Petals."""
 
