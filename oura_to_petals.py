@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import html
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ import signal
 import sys
 import threading
 import traceback
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
@@ -44,6 +46,7 @@ except ImportError:  # Windows
 __version__ = "1.0.0"
 
 ONE_DAY = timedelta(days=1)
+POINTS_TO = "X-Location"
 FIRST_DAY = date(2015, 1, 1)
 MOST_DAYS = 3660
 SPAN_DAYS = 366  # of one read
@@ -131,7 +134,7 @@ class Settings:
     @property
     def signed_in(self) -> bool:
         """Whether those tokens are used; a personal access token wins over them."""
-        return not self["OURA_TOKEN"] and self.token_file.exists()
+        return not self["OURA_TOKEN"] and os.path.exists(self.token_file)
 
     @property
     def of_oura(self) -> list[str]:
@@ -166,8 +169,11 @@ class Settings:
 def is_address(value: str) -> bool:
     """Whether a key may go to this address."""
     try:
-        return bool(ADDRESS.fullmatch(value)) and (httpx.URL(value).port or 0) < 2**16
-    except httpx.InvalidURL:
+        url = httpx.URL(value)
+        return (
+            bool(ADDRESS.fullmatch(value) and url.host.encode("idna")) and (url.port or 0) < 2**16
+        )
+    except (httpx.InvalidURL, ValueError):
         return False
 
 
@@ -226,6 +232,11 @@ def begin(work: Callable[[], T]) -> Future[T]:
     return future
 
 
+def keep_location(answer: httpx.Response) -> None:
+    """Put a redirect's target where httpx, which would parse it, does not look for it."""
+    answer.headers[POINTS_TO] = answer.headers.pop("Location", "nowhere")
+
+
 def open_client() -> httpx.Client:
     """The client of a run; raises `SettingsError` for certificates or a proxy that do not work."""
     try:
@@ -238,12 +249,16 @@ def open_client() -> httpx.Client:
                 "User-Agent": f"oura-to-petals/{__version__}",
             },
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            event_hooks={"response": [keep_location]},
         )
     except OSError as error:
         problem = f"the certificates cannot be loaded ({error}): check SSL_CERT_FILE, SSL_CERT_DIR"
     except (ValueError, ImportError, httpx.InvalidURL):  # the text of these may show a password
         problem = "the proxy cannot be used: check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY"
     raise SettingsError(problem)
+
+
+BETWEEN = r"(?: |\\[bfnrt]|\\u[0-9a-fA-F]{4})*"
 
 
 class Http:
@@ -273,29 +288,44 @@ class Http:
             self.uncut.acquire(timeout=max(0, self.left()) + 5)
             raise
 
-    def clean(self, text: str) -> str:
-        """A stranger's words as one line of at most 200 characters, without a secret."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    def mask(self, text: str) -> str:
+        """A stranger's words as one printable line without a secret."""
+        text = "".join(c if c.isprintable() else " " for c in text)
         for secret in sorted(self.secrets, key=len, reverse=True):
-            for spelling in (secret, quote_plus(secret)):
-                # what was a line break may be a space anywhere in it
-                text = re.sub(" ?".join(map(re.escape, spelling)), "***", text)
+            in_json = json.dumps(secret)[1:-1]
+            for spelling in {secret, in_json, quote_plus(secret), html.escape(secret)}:
+                # what was a line break or the like may stand anywhere in it
+                text = re.sub(BETWEEN.join(map(re.escape, spelling)), "***", text)
+        return " ".join(text.split())
+
+    def clean(self, text: str) -> str:
+        """The same without tags, and at most 200 characters of it."""
+        text = " ".join(re.sub("<[^>]*>", " ", self.mask(text)).split())
         return text if len(text) <= 200 else text[:199] + "…"
 
     def send(
         self, method: str, url: str, headers: dict[str, str], content: Mapping[str, Any]
     ) -> httpx.Response:
         """One request, one whole answer; raises `httpx.RequestError`, also for one too long."""
-        with self.client.stream(
-            method, url, headers=headers, timeout=TIMEOUTS[method], **content
-        ) as answer:
-            body = bytearray()
-            for chunk in answer.iter_bytes():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise httpx.RequestError(f"it is over {MOST_BYTES // 2**20} MiB long")
-            answer.headers.pop("Content-Encoding", None)  # it is decoded
-            return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
+        too_long = f"it is over {MOST_BYTES // 2**20} MiB long"
+        try:
+            with self.client.stream(
+                method, url, headers=headers, timeout=TIMEOUTS[method], **content
+            ) as answer:
+                body = bytearray()
+                for chunk in answer.iter_raw():
+                    body += chunk
+                    if len(body) > MOST_BYTES:
+                        raise httpx.RequestError(too_long)
+                if answer.headers.pop("Content-Encoding", "identity") != "identity":
+                    # httpx would unpack any amount
+                    body[:] = zlib.decompressobj(wbits=47).decompress(body, MOST_BYTES + 1)
+                    if len(body) > MOST_BYTES:
+                        raise httpx.RequestError(too_long)
+                status = answer.status_code
+                return httpx.Response(status, headers=answer.headers, content=bytes(body))
+        except (zlib.error, ValueError, OverflowError, httpx.InvalidURL) as error:
+            raise httpx.RequestError(f"{type(error).__name__}: {error}") from None
 
 
 def json_object(answer: httpx.Response) -> dict[str, Any] | None:
@@ -312,7 +342,7 @@ def reason_in(answer: httpx.Response) -> str:
     for key in ("error_description", "message", "detail", "error", "title"):
         if reason := content.get(key):
             return reason if isinstance(reason, str) else json.dumps(reason)
-    return re.sub("<[^>]*>", " ", answer.content.decode(errors="replace"))
+    return answer.content.decode(errors="replace")
 
 
 Fault = httpx.Response | httpx.RequestError
@@ -397,7 +427,7 @@ class Service:
             happened += f" answered {status}{f': {reason}' if reason else ''}"
             to_do = self.hints.get(status) or f"check {self.key} and {self.address}"
             if 300 <= status < 400:
-                target = self.http.clean(fault.headers.get("Location", "nowhere"))
+                target = self.http.clean(fault.headers[POINTS_TO])
                 to_do = f"it points to {target}, which is not followed: check {self.address}"
             elif status == 429 or status >= 500:
                 to_do = "try again later"
@@ -720,9 +750,9 @@ class Metric:
         """Its value in a document."""
         value: Any = document
         for key in self.field.split("."):
-            if not isinstance(value, dict):
-                break  # null has nothing in it, and all else is no number
-            value = value.get(key)
+            if value is not None:
+                # what should be an object and is none has no number in it either
+                value = value.get(key) if isinstance(value, dict) else {}
         return number(value, self.low, self.high, f"{self.collection} {self.field}")
 
     def daily(self, sources: Sources) -> float | None:
@@ -990,19 +1020,23 @@ class Petals(Service):
         if content is None:
             raise Failure(f"Petals answered with no JSON object; check {self.address}")
         if errors := content.get("errors"):
-            reasons = []
-            for error in errors if isinstance(errors, list) else [errors]:
-                entry = error if isinstance(error, dict) else {"message": json.dumps(error)}
-                index = entry.get("index")
-                known = isinstance(index, int) and 0 <= index < len(sent)
-                slug = sent[int(index or 0)] if known else "a metric"
-                reasons.append(f"{slug}: {entry.get('code', '')} {entry.get('message', '')}")
-            raise Failure(f"Petals refused {self.http.clean('; '.join(reasons))}")
+            refused = errors if isinstance(errors, list) else [errors]
+            reasons = (self.http.clean(refusal(entry, sent)) for entry in refused[:20])
+            raise Failure(f"Petals refused {'; '.join(reasons)}")
         inserted = content.get("inserted", len(sent) if may_be_silent else None)
         if type(inserted) is not int or inserted < len(sent):
             told = self.http.clean(json.dumps(inserted))
             raise Failure(f"Petals stored {told} of {len(sent)} observations; try again later")
         return content
+
+
+def refusal(entry: Any, sent: Sequence[str]) -> str:
+    """An entry of `errors` in words: which metric, and the server's reason."""
+    words = entry if isinstance(entry, dict) else {}
+    index = words.get("index")
+    slug = sent[index] if isinstance(index, int) and 0 <= index < len(sent) else "a metric"
+    reason = f"{words.get('code', '')} {words.get('message', '')}".strip()
+    return f"{slug}: {reason or json.dumps(entry)}"
 
 
 def define_missing(
@@ -1014,6 +1048,7 @@ def define_missing(
     """
     newest = {m: night for night in reversed(nights) for m in night.values if m.key not in known}
     lost, unsure = [], []
+    refused: dict[str, list[str]] = defaultdict(list)
     for metric, night in newest.items():
         try:
             answer = petals.define(metric, night)
@@ -1021,12 +1056,14 @@ def define_missing(
             if failure.final:
                 raise
             lost.append(metric)
-            report.fail(f"{metric.key} could not be defined and is left out: {failure}")
+            refused[str(failure)].append(metric.key)
             continue
         if answer.get("needsReview"):
             report.console.tell(f"{metric.key} is new in Petals, which asks you to review it")
         if answer.get("definitionCreated") is not True:
             unsure.append(metric)
+    for text, keys in refused.items():
+        report.fail(f"{', '.join(keys)} could not be defined, left out: {text}")
     known = petals.listing() or () if unsure else ()
     for metric in unsure:
         if metric.key not in known:
@@ -1050,6 +1087,8 @@ def deliver(oura: Oura, petals: Petals, metrics: Sequence[Metric], report: Repor
     known = listing.result()
     if known is not None:
         define_missing(petals, known, nights, report)
+    alike: list[date] = []
+    last_reason = None
     for night in nights:
         report.progress(night.day)
         try:
@@ -1059,8 +1098,11 @@ def deliver(oura: Oura, petals: Petals, metrics: Sequence[Metric], report: Repor
             if failure.final:
                 raise
             report.fail(str(failure), night.day)
-            alike = report.failures[str(failure)][-DAYS_ALIKE:]
-            if len(alike) == DAYS_ALIKE and alike[0] - alike[-1] == (DAYS_ALIKE - 1) * ONE_DAY:
+            # a reason may name the day or a number of the request
+            reason = (failure.status, re.sub(r"\w*\d\w*", "#", str(failure)))
+            goes_on = alike and reason == last_reason and alike[-1] - night.day == ONE_DAY
+            alike, last_reason = [*(alike if goes_on else ()), night.day], reason
+            if len(alike) == DAYS_ALIKE:
                 raise Failure("five days in a row failed alike, no further is tried") from None
         else:
             if night.stored:
@@ -1138,7 +1180,8 @@ class Report:
     def progress(self, day: date) -> None:
         """The day at hand."""
         if len(self.days) > 1 and self.told:
-            self.console.progress(f"{(self.days[0] - day).days} of {len(self.days)} days, {day}")
+            done = len(self.delivered) + len(self.empty) + sum(map(len, self.failures.values()))
+            self.console.progress(f"{done} of {len(self.days)} days, {day}")
 
     def deliver(self, night: Night) -> None:
         """A day is in."""
@@ -1177,13 +1220,20 @@ class Report:
         command = shlex.join([sys.executable, os.path.abspath(sys.argv[0])])
         return f"{told}, go on with: {command} --date {left[0]} --days {days}{self.options}"
 
-    def close(self) -> int:
-        """Tell what has not been told yet; returns the exit code."""
+    def problems(self) -> list[str]:
+        """What failed, a line for each cause, with the days that it cost."""
+        lines = []
         for text, days in list(self.failures.items()):
             which = ", ".join(map(str, days))
             if len(days) > 7 and days[0] - days[-1] == (len(days) - 1) * ONE_DAY:
                 which = f"{days[-1]} to {days[0]}"
-            self.console.tell(f"{which}: {text}" if days else text)
+            lines.append(f"{which}: {text}" if days else text)
+        return lines
+
+    def close(self) -> int:
+        """Tell what has not been told yet; returns the exit code."""
+        for line in self.problems():
+            self.console.tell(line)
         for text in self.stops:
             self.console.tell(f"{text}; {self.what_is_left()}" if self.told else text)
         total = len(self.days)
@@ -1229,23 +1279,26 @@ SAMPLE_NIGHT: dict[str, Document] = {
 def sample_client(console: Console) -> httpx.Client:
     """A client with stand-ins at its other end: a sample night, and a Petals as in the guide."""
 
+    def reply(status: int, content: object) -> httpx.Response:
+        return httpx.Response(status, stream=httpx.ByteStream(json.dumps(content).encode()))
+
     def answer(request: httpx.Request) -> httpx.Response:
         params = request.url.params
         if sample := SAMPLE_NIGHT.get(request.url.path.rpartition("/")[2]):
             first, last = map(date.fromisoformat, (params["start_date"], params["end_date"]))
             days = [str(first + n * ONE_DAY) for n in range((last - first).days + 1)]
-            return httpx.Response(200, json={"data": [{"day": day, **sample} for day in days]})
+            return reply(200, {"data": [{"day": day, **sample} for day in days]})
         if request.url.path == LIST_PATH:
-            return httpx.Response(404)
+            return reply(404, {})
         sent = json.dumps(json.loads(request.content), indent=2)
         console.say(f"Sent to a stand-in for {request.url}:\n{sent}")
         console.say('It answered: {"jobId": "sample"}')
-        return httpx.Response(202, json={"jobId": "sample"})
+        return reply(202, {"jobId": "sample"})
 
     return httpx.Client(transport=httpx.MockTransport(answer))
 
 
-def pasted_code(pasted: str, state: str, http: Http) -> str:
+def pasted_code(pasted: str, state: str, redirect_uri: str, http: Http) -> str:
     """The code in what was pasted: the address that the browser ended on, or the code itself.
 
     Raises `Failure` for an address that tells of an error, or was not made for this sign-in.
@@ -1255,7 +1308,7 @@ def pasted_code(pasted: str, state: str, http: Http) -> str:
     if "error" in told:
         words = http.clean(" ".join([told["error"], *query.get("error_description", ())]))
         raise Failure(f"Oura did not agree to the sign-in: {words}; run --login again")
-    if not ("://" in pasted or told):
+    if not (told or "://" in pasted or pasted in redirect_uri):
         code = pasted
     elif secrets.compare_digest(told.get("state", "").encode(), state.encode()):
         code = told.get("code", "")
@@ -1289,7 +1342,7 @@ def log_in(settings: Settings, http: Http, console: Console) -> None:
         raise Failure("nothing was pasted, so nobody is signed in: run --login again")
     http.stop_at = monotonic() + RUN_SECONDS
     sign_in = SignIn(http, settings)
-    code = pasted_code(pasted, state, http)
+    code = pasted_code(pasted, state, settings["OURA_REDIRECT_URI"], http)
     addresses = [settings["OURA_TOKEN_URL"]] if settings["OURA_TOKEN_URL"] else TOKEN_ADDRESSES
 
     def sign_in_and_read() -> None:
@@ -1316,8 +1369,8 @@ def check(
         settings.check(*settings.of_oura)
         report = Report([date.today() - n * ONE_DAY for n in range(7)], console, told=False)
         nights = read_nights(Oura(http, settings), metrics, report)
-        for text in (*report.failures, *report.stops):
-            raise Failure(text)
+        if told := report.problems() + report.stops:
+            raise Failure("; ".join(told))
         way = f"the sign-in in {settings.token_file}" if settings.signed_in else "OURA_TOKEN"
         latest = "no night in the last seven days, has the Oura app been opened?"
         if nights:
@@ -1414,7 +1467,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     http = Http(client, settings, RUN_SECONDS + FURTHER_DAY_SECONDS * (len(days) - 1))
     log = logging.getLogger("httpx")
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
-    log.filters = [lambda record: console.log(http.clean(record.getMessage()))]
+    log.filters = [lambda record: console.log(http.mask(record.getMessage()))]
     if options.login:
         log_in(settings, http, console)
         return 0

@@ -340,9 +340,10 @@ def local_server(*stands: Stand, delay: float = 0) -> Iterator[str]:
             for name, value in response.headers.items():
                 if name.lower() not in ("content-length", "date"):
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(len(response.content)))
+            body = b"".join(response.stream)  # as it is, packed or not
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(response.content)
+            self.wfile.write(body)
 
         do_GET = do_POST = handle_one
 

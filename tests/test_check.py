@@ -81,6 +81,7 @@ def test_a_read_that_fails_is_a_failure(world: World) -> None:
     code, out, err = check(world)
     assert code == 1
     assert "daily_sleep" in err
+    assert str(TODAY) in err
     assert out.startswith("Petals: ")
 
 

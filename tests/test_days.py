@@ -271,6 +271,27 @@ class TestALongHistoryInSeveralSittings:
         assert f"--date {before(3)} --days 17" in last
         assert len(world.petals.asked(BULK)) == 3 + 5 * 4
 
+    def test_a_reason_may_name_the_day(self, world: World) -> None:
+        world.oura.fill(20)
+
+        def refuse(request: httpx.Request) -> httpx.Response:
+            day = json.loads(request.content)["sourceExternalId"]
+            return httpx.Response(400, json={"message": f"bad {day}, request 7f{day[-2:]}"})
+
+        world.petals.fail(BULK, refuse, times=20)
+        ended = world.run("--days", "20")
+        assert (ended.code, len(ended.problems)) == (1, 6)
+        assert len(world.petals.asked(BULK)) == 5
+
+    def test_days_apart_are_not_in_a_row(self, world: World) -> None:
+        world.oura.fill(8)
+        for documents in world.oura.collections.values():
+            del documents[3]
+        world.petals.fail(BULK, httpx.Response(400), times=7)
+        ended = world.run("--days", "8")
+        assert len(world.petals.asked(BULK)) == 7
+        assert before(3) not in ended.err
+
     def test_four_alike_and_another_do_not(self, world: World) -> None:
         world.oura.fill(20)
         for status in (400, 400, 400, 400, 413, 400, 400, 400, 400):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -158,6 +160,10 @@ def test_a_retry_after_that_does_not_fit_in_the_run_is_not_begun(
             for path, status in [("/daily_sleep", 302), (LIST, 301), (BULK, 307)]
         ),
         (BULK, httpx.Response(304), ["answered 304", "nowhere"]),
+        *(
+            (BULK, httpx.Response(307, headers=[(b"Location", target)]), ["answered 307", "points"])
+            for target in (b"mailto:x@y", b"https://\xff\xfe.com/", b"//[", b"https://a..b/")
+        ),
         (
             "/sleep",
             httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"),
@@ -214,6 +220,9 @@ def test_one_cause_is_one_line_and_two_services_are_two(world: World) -> None:
         ({"message": f"{'x' * 195}{KEY}"}, f": {'x' * 195}***;"),
         ({"message": "y" * 300}, f": {'y' * 199}…;"),
         ({"message": "a\r\nb\u2028c\x1b[31m\x00d\u202e"}, ": a b c [31m d;"),
+        ({"message": [f"key {KEY[:10]}\n{KEY[10:]}"]}, '["key ***"]'),
+        (f"{'<' + 'a' * 9970}> key {KEY}", ": key ***;"),
+        (f"key {KEY[:9]}\u200b{KEY[9:]}", ": key ***;"),
         ({}, "answered 400: {};"),
         ("", "answered 400; "),
         ("<html><h1>Bad gateway</h1></html>", ": Bad gateway;"),
@@ -283,7 +292,10 @@ NO_NUMBERS = ["82", True, [82], {"value": 82}, nan("nan"), nan("inf"), nan("-inf
             ("daily_readiness", {"contributors": {"hrv_balance": one}}, "contributors.hrv_balance")
             for one in [*NO_NUMBERS, 100.5]
         ),
-        ("daily_readiness", {"contributors": [77]}, "contributors.hrv_balance"),
+        *(
+            ("daily_readiness", {"contributors": one}, "contributors.hrv_balance")
+            for one in ([77], 5, 0, "77", False)
+        ),
         *(
             (collection, {"total_sleep_duration": one}, "total_sleep_duration")
             for collection in ("daily_sleep", "sleep")
@@ -496,13 +508,45 @@ class TestWhatOnlyARealServerCanDo:
         for request in [*world.oura.requests, *world.petals.requests]:
             assert request.headers["Accept-Encoding"] == "identity"
 
-    def test_a_server_that_compresses_all_the_same_is_understood(self, world: World) -> None:
-        import gzip
+    @pytest.fixture
+    def run_packed(
+        self, run: Callable[[str], Ended], world: World
+    ) -> Callable[[bytes, World], Ended]:
+        def run_packed(body: bytes) -> Ended:
+            answer = httpx.Response(
+                200, stream=httpx.ByteStream(body), headers={"Content-Encoding": "gzip"}
+            )
+            world.oura.fail("/daily_readiness", answer)
+            world.router.stop()
+            with local_server(world.oura, world.petals) as host:
+                ended = run(host)
+            world.router.start()
+            return ended
 
-        body = gzip.compress(json.dumps({"data": [readiness()]}).encode())
-        headers = {"Content-Encoding": "gzip"}
-        world.oura.fail("/daily_readiness", httpx.Response(200, content=body, headers=headers))
-        assert world.run().code == 0
+        return run_packed
+
+    @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+    def test_a_server_that_compresses_all_the_same_is_understood(
+        self, run_packed: Callable[[bytes], Ended], pack: Callable[[bytes], bytes]
+    ) -> None:
+        assert run_packed(pack(json.dumps({"data": [readiness()]}).encode())).code == 0
+
+    @pytest.mark.parametrize(
+        ("body", "words"), [(gzip.compress(b" " * 10**8), "over 8 MiB"), (b"{}", "header check")]
+    )
+    def test_what_cannot_be_unpacked_is_abandoned(
+        self, run_packed: Callable[[bytes], Ended], body: bytes, words: str
+    ) -> None:
+        ended = run_packed(body)
+        assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
+        assert words in ended.err
+
+    def test_a_page_that_cannot_be_asked_for_is_a_failure(self, world: World) -> None:
+        page = httpx.Response(200, text='{"data": [], "next_token": "\\ud800"}')
+        world.oura.fail("/daily_sleep", page)
+        ended = world.run()
+        assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
+        assert "Oura daily_sleep" in ended.err
 
     def test_a_local_server_is_asked_past_any_proxy(
         self, run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch, world: World

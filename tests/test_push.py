@@ -355,7 +355,8 @@ class TestMetricsThatThePetalsLacks:
         world.use(Petals(known=()))
         world.petals.fail(SINGLE, httpx.Response(400), times=3)
         ended = world.run()
-        assert (ended.code, ended.out, len(ended.problems)) == (1, "", 3)
+        assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
+        assert "oura_readiness, oura_hrv, oura_sleep_minutes could not be defined" in ended.err
 
     def test_a_refused_key_ends_it(self, world: World) -> None:
         world.use(Petals(known=()))
@@ -378,6 +379,11 @@ class TestMetricsThatThePetalsLacks:
         ({"inserted": 3, "errors": [{"index": 9, "code": "RESOLVE_FAILED"}]}, ["RESOLVE_FAILED"]),
         ({"inserted": 3, "errors": ["no"]}, ["no"]),
         ({"inserted": 3, "errors": {"message": "no"}}, ["no"]),
+        ({"inserted": 3, "errors": {"0": "bad stuff"}}, ["bad stuff"]),
+        (
+            {"inserted": 0, "errors": [{"index": n, "message": "x" * 300} for n in range(3)]},
+            ["oura_readiness", "oura_hrv", "oura_sleep_minutes"],
+        ),
         ({"inserted": 2, "errors": []}, ["2 of 3"]),
         ({"inserted": "3", "errors": []}, ["of 3"]),
         ({"inserted": True, "errors": []}, ["of 3"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -159,6 +160,7 @@ class TestLogin:
             ("http://localhost:8080/callback/", "not the end"),
             ("http://localhost/?state=STATE&code=", "no code"),
             ("http://localhost/?state=STATE", "no code"),
+            ("localhost:8080/callback/", "not the end"),
             ("two words", "no code"),
             (
                 "http://localhost/?error=access_denied&error_description=You+said+no&state=STATE",
@@ -437,6 +439,20 @@ class TestEveryMorning:
         ended = signed_in.run()
         assert (ended.code, len(ended.problems)) == (1, 1)
         assert tokens() == old
+
+    @pytest.mark.parametrize("token", ['a"b\\c', "a&b<c>d+e"])
+    @pytest.mark.parametrize("form", ["{}", '{{"error": ["{}"]}}', "<p>{}</p>"])
+    def test_a_token_is_masked_in_each_spelling(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, token: str, form: str
+    ) -> None:
+        monkeypatch.setenv("OURA_TOKEN", token)
+        for spelled in (token, json.dumps(token)[1:-1], html.escape(token)):
+            for path in ("/daily_readiness", "/daily_sleep", "/sleep"):
+                world.oura.fail(path, httpx.Response(400, text=form.format(spelled)))
+            ended = world.run()
+            assert "***" in ended.err
+            assert token not in ended.err
+            assert spelled not in ended.err
 
     def test_tokens_that_a_server_echoes_are_masked(self, signed_in: World) -> None:
         echo = {"message": "bad access-1 and refresh-1 and s3cret"}
