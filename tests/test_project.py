@@ -41,3 +41,15 @@ def test_the_readme_has_every_option_and_setting(world: World) -> None:
 
 def test_the_script_is_the_command() -> None:
     assert PROJECT["scripts"] == {"oura-to-petals": "oura_to_petals:main"}
+
+
+def test_the_readmes_messages_are_the_codes_messages() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("| message | what to do |")[2].partition("\n\n")[0]
+    code = re.sub(r'"\n\s+f?"', "", (ROOT / "oura_to_petals.py").read_text())
+    names = r"oura_\w+|\b(?:OURA_HOST|PETALS_API_KEY|Oura|Petals|N|\d+|\dxx)\b"
+    examples = rf"…|, line \d+|, |{names}"
+    for message in re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| (.+?) \|", table, re.M))):
+        for words in re.split(examples, message):
+            if len(words.strip(" ;:,")) > 3 and words != "CERTIFICATE_VERIFY_FAILED":
+                assert words.strip(" ;:,") in code, message
