@@ -574,7 +574,7 @@ class SignIn(Service):
         try:
             answer = begin(asking).result(timeout=self.http.left() - 2)
         except TimeoutError:
-            raise Failure(f"Oura sign-in gave no whole answer in time; {SIGN_IN_AGAIN}") from None
+            raise Failure("Oura sign-in gave no whole answer in time; run again") from None
         content = json_object(answer) or {}
         access, refresh = content.get("access_token"), content.get("refresh_token") or old
         if not is_printable(access) or not is_printable(refresh):
@@ -583,13 +583,8 @@ class SignIn(Service):
         lifetime = content.get("expires_in")  # seconds; not required by RFC 6749, 5.1
         if not isinstance(lifetime, (int, float)) or not 0 < lifetime < 1e9:
             lifetime = 86_400
-        expires_at = int(time() + lifetime)
-        return {
-            "access_token": access,
-            "refresh_token": refresh,
-            "expires_at": expires_at,
-            "token_url": address,
-        }
+        tokens = {"access_token": access, "refresh_token": refresh, "token_url": address}
+        return {**tokens, "expires_at": int(time() + lifetime)}
 
 
 def private(path: str, flags: int) -> int:
