@@ -522,8 +522,10 @@ class SignIn(Service):
             try:
                 return self.trade(tokens["token_url"], form, old=tokens["refresh_token"])
             except Failure as failure:
-                self.failed = failure
-                raise
+                # refused as a refresh token is (400, RFC 6749), it is the end as for any key
+                status = 401 if failure.status == 400 else failure.status
+                self.failed = Failure(str(failure), status)
+                raise self.failed from None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -1346,10 +1348,9 @@ def log_in(settings: Settings, http: Http, console: Console) -> None:
         Oura(http, without_token).read("daily_readiness", [date.today()])
 
     http.run(sign_in_and_read)
-    console.write(
-        sys.stdout,
+    console.say(
         "You are signed in, and Oura was read. The sign-in renews itself; "
-        f"its tokens are in {sign_in.file}.\n",
+        f"its tokens are in {sign_in.file}."
     )
     if settings["OURA_TOKEN"]:
         console.tell("OURA_TOKEN is set and wins over the sign-in: remove it to use the sign-in")
@@ -1383,7 +1384,7 @@ def check(
         known = [listing[metric.key] for metric in metrics if metric.key in listing]
         stats = [one["stats"] for one in known if isinstance(one.get("stats"), dict)]
         latest = max((str(one.get("latestAt") or "")[:10] for one in stats), default="")
-        missing = " (the next push defines the others)" if len(known) < len(metrics) else ""
+        missing = " (the next push defines the rest)" if len(known) < len(metrics) else ""
         return (
             f"the key is taken; the server has a list of metrics and knows {len(known)} of "
             f"{len(metrics)}{missing}; latest observation: {http.clean(latest) or 'none yet'}."
@@ -1405,7 +1406,7 @@ def day_argument(text: str) -> date:
     today = date.today()
     day = {"today": today, "yesterday": today - ONE_DAY}.get(text) or parse_day(text)
     if not day or not FIRST_DAY <= day <= today:
-        wanted = f"YYYY-MM-DD from {FIRST_DAY} to today, today or yesterday"
+        wanted = f"today, yesterday, or YYYY-MM-DD from {FIRST_DAY} on and not after today"
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return day
 
@@ -1430,7 +1431,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--date", metavar="DAY", type=day_argument, default="yesterday",
         help="the day on which the night ended: YYYY-MM-DD, today or yesterday (the default)")
     add("--days", metavar="N", type=days_argument, default=1,
-        help=f"so many days that end with --date, 1 (the default) to {MOST_DAYS}")
+        help=f"the last N days up to --date: 1 (the default) to {MOST_DAYS}")
     add("--env-file", metavar="FILE", type=Path, help="take the settings from FILE, not .env")
     instead("--login", help="sign in with Oura, once")
     instead("--check", help="see whether both ends work; nothing is sent")

@@ -23,7 +23,7 @@ def test_both_ends_are_right(world: World) -> None:
     world.oura.fill(3, last=TODAY - timedelta(days=1))
     for slug, latest in [
         ("oura_hrv", "2026-06-09T00:00:00.000Z"),
-        ("oura_readiness", "2026-06-10"),
+        ("oura_readiness", "2026-06-10T00:00:00.000Z"),
     ]:
         world.petals.metrics[slug]["stats"] = {"latestAt": latest}
     world.petals.metrics["oura_sleep_minutes"].pop("stats")
@@ -35,7 +35,9 @@ def test_both_ends_are_right(world: World) -> None:
     assert str(TODAY - timedelta(days=1)) in of_oura
     assert of_petals.startswith("Petals: ")
     assert "3 of 3" in of_petals
-    assert "2026-06-10" in of_petals
+    assert of_petals.endswith("latest observation: 2026-06-10.")
+    starts = {request.url.params["start_date"] for request in world.oura.requests}
+    assert starts == {str(TODAY - timedelta(days=7))}  # a day more than the seven
     assert [request.url.path for request in world.petals.requests] == ["/api/memory/metrics/list"]
 
 
@@ -44,7 +46,7 @@ def test_no_night_and_no_metric_yet(world: World) -> None:
     code, out, err = check(world)
     assert (code, err) == (0, "")
     assert "no night in the last seven days" in out
-    assert "0 of 3 (the next push defines the others)" in out
+    assert "0 of 3 (the next push defines the rest)" in out
 
 
 def test_a_server_as_in_the_guide_has_no_list(world: World) -> None:

@@ -68,9 +68,10 @@ def test_a_server_as_in_the_guide_gets_the_guides_array(guide_world: World) -> N
         httpx.Response(405),
         httpx.Response(200, json={"metrics": None}),
         httpx.Response(200, json=[]),
+        httpx.Response(200, json={"metrics": {}}),
         httpx.Response(200, text="<html>Petals</html>"),
     ],
-    ids=["405", "metrics is null", "an array", "a page"],
+    ids=["405", "metrics is null", "an array", "metrics is an object", "a page"],
 )
 def test_whatever_has_no_list_of_metrics_is_a_server_as_in_the_guide(
     world: World, answer: httpx.Response
@@ -293,6 +294,12 @@ class TestMetricsThatThePetalsLacks:
         assert world.petals.stored == {"2026-06-10": THE_THREE}
         assert ended.out.startswith("Pushed 3 observations for 2026-06-10.")
         assert (ended.code, ended.err) == (0, "")
+
+    def test_what_is_no_metric_in_the_list_is_passed_over(self, world: World) -> None:
+        entries = [5, {"label": "x"}, {"slug": ["y"]}, *world.petals.metrics.values()]
+        world.petals.fail("/list", httpx.Response(200, json={"metrics": entries}))
+        assert world.run().code == 0
+        assert world.petals.asked(SINGLE) == []
 
     def test_on_the_first_run_no_empty_bulk_is_sent(self, world: World) -> None:
         world.use(Petals(known=()))

@@ -82,9 +82,10 @@ def test_a_line_that_cannot_be_parsed_is_named(no_keys: World, text: str, line: 
     [
         f"\ufeff{BOTH}",
         f"export OURA_TOKEN=\"{TOKEN}\"\r\nPETALS_API_KEY = '{KEY}' # made in June\r\nLONE\r\n",
+        f"OURA_TOKEN=' {TOKEN} '\nPETALS_API_KEY={KEY}",
         f"# d\xe9j\xe0\nOURA_TOKEN=  {TOKEN}  \nPETALS_API_KEY={KEY}",
     ],
-    ids=["byte order mark", "quotes and comments", "other words"],
+    ids=["byte order mark", "quotes and comments", "spaces inside quotes", "other words"],
 )
 def test_env_files_as_people_write_them(no_keys: World, text: str) -> None:
     write(Path(".env"), text)

@@ -331,6 +331,9 @@ class TestEveryMorning:
         assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
         assert "sign in again with --login" in ended.err
         assert tokens() == old
+        signed_in.oura.refresh_token = "another"
+        (problem,) = signed_in.run("--days", "7").problems
+        assert "0 of 7 days are in" in problem
 
     @pytest.mark.parametrize("fault", [httpx.ReadTimeout("slow"), httpx.Response(500)])
     def test_after_a_lost_answer_there_is_one_more_try(
