@@ -1222,8 +1222,8 @@ class Report:
         lines = []
         for text, days in list(self.failures.items()):
             which = ", ".join(map(str, days))
-            if len(days) > 7 and days[0] - days[-1] == (len(days) - 1) * ONE_DAY:
-                which = f"{days[-1]} to {days[0]}"
+            if len(days) > 31 and len(days) == len(self.days):
+                which = f"all days, {days[-1]} to {days[0]}"
             lines.append(f"{which}: {text}" if days else text)
         return lines
 

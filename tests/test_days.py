@@ -43,6 +43,11 @@ def test_a_week_heals_the_mornings_that_were_missed(week: World) -> None:
     assert (len(week.oura.requests), len(week.petals.asked("/list"))) == (3, 1)
 
 
+def test_two_days_are_one_line_already(week: World) -> None:
+    ended = week.run("--days", "2")
+    assert ended.out == "Pushed 6 observations for 2 of 2 days, 2026-06-09 to 2026-06-10.\n"
+
+
 def test_one_day_is_told_as_before(week: World) -> None:
     assert week.run("--days", "1").out.startswith("Pushed 3 observations for 2026-06-10. Slept")
 
@@ -152,13 +157,21 @@ class TestDaysAreIndependent:
             assert before(n) in problem
         assert len(pushed(world)) == 366
 
-    def test_a_failure_of_very_many_days_is_told_by_its_ends(self, world: World) -> None:
+    def test_each_failed_day_is_told_by_its_date(self, world: World) -> None:
+        world.oura.fill(40)
+        world.oura.collections["daily_readiness"][1:] = [
+            readiness(before(n), score="x") for n in range(1, 40)
+        ]
+        (problem,) = world.run("--days", "40").problems
+        for n in range(1, 40):
+            assert before(n) in problem
+
+    def test_very_many_days_that_all_fail_are_told_by_their_ends(self, world: World) -> None:
         world.oura.fill(100)
         world.oura.fail("/daily_sleep", httpx.Response(400))
         (problem,) = world.run("--days", "100").problems
-        assert before(0) in problem
-        assert before(99) in problem
-        assert len(problem) < 1000
+        assert f"all days, {before(99)} to {before(0)}: " in problem
+        assert len(problem) < 500
 
 
 class TestMetricsThatThePetalsLacks:
