@@ -414,11 +414,7 @@ class Service:
             sleep(pause)
 
     def failure(
-        self,
-        what: str,
-        fault: Fault,
-        tries: int = 1,
-        pause: float | None = None,
+        self, what: str, fault: Fault, tries: int = 1, pause: float | None = None
     ) -> Failure:
         """A fault in words: what happened, and what to do; `pause` is one that was too long."""
         happened = f"{self.name} {what}{f' ({tries} tries)' if tries > 1 else ''}"

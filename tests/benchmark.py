@@ -77,7 +77,7 @@ def main() -> None:
         for days, delay in [(1, 0.0), (1, 0.1), (365, 0.0), (365, 0.05), (3650, 0.0)]:
             often = times.times if days == 1 else times.long if days == 365 else 1
             measured, requests = run_days(days, delay, often, home)
-            name = f"{days} days at {delay * 1000:.0f} ms"
+            name = f"{days} day{'s' if days > 1 else ''} at {delay * 1000:.0f} ms"
             found[days, delay] = row(name, measured, f"{requests:g}")
         beyond = (found[1, 0.1] - bare) / 0.1
         print(f"\na day at 100 ms: {beyond:.2f} round trips beyond import httpx")

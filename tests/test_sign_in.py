@@ -186,6 +186,17 @@ class TestLogin:
         monkeypatch.setattr(sys, "stdin", None)
         assert signing.run("--login", day=None).code == 1
 
+    def test_ctrl_c_at_the_prompt_ends_it(
+        self, signing: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Interrupted:
+            def readline(self) -> str:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(sys, "stdin", Interrupted())
+        ended = signing.run("--login", day=None)
+        assert (ended.code, ended.err) == (130, "")
+
     @pytest.mark.parametrize(
         "answer",
         [
