@@ -45,7 +45,7 @@ def stand(world: World, path: str) -> object:
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=name)
-@pytest.mark.parametrize("path", [*READS, LIST, BULK])
+@pytest.mark.parametrize("path", ["/sleep", LIST, BULK])
 def test_a_fault_that_passes_costs_nothing(
     world: World, waited: list[float], path: str, fault: object
 ) -> None:
@@ -57,7 +57,7 @@ def test_a_fault_that_passes_costs_nothing(
         assert 0.7 * about <= pause <= 1.3 * about
 
 
-@pytest.mark.parametrize("fault", PASSING[::2], ids=name)
+@pytest.mark.parametrize("fault", PASSING[1::3], ids=name)
 @pytest.mark.parametrize("path", [*READS, LIST, BULK])
 def test_a_fault_that_does_not_pass_is_told_after_four_tries(
     world: World, path: str, fault: object
@@ -258,7 +258,7 @@ def test_the_servers_reason_is_told_in_a_line_without_secrets(
         httpx.Response(204),
     ],
 )
-@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize("path", ["/daily_sleep", "/sleep"])
 def test_an_answer_of_another_form_is_a_failure(
     world: World, path: str, page: httpx.Response
 ) -> None:
@@ -475,7 +475,7 @@ class TestWhatOnlyARealServerCanDo:
     def test_a_server_that_never_ends_is_given_up(
         self, run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch, talk: object
     ) -> None:
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.2)
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.15)
         started = time.monotonic()
         with raw_server(talk) as host:
             ended = run(host)
