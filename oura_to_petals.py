@@ -463,6 +463,7 @@ class SignIn(Service):
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, "")
         self.file = settings.token_file
+        self.token_url = settings["OURA_TOKEN_URL"]
         self.failed: Failure | None = None
         self.client = {
             "client_id": settings["OURA_CLIENT_ID"],
@@ -471,14 +472,15 @@ class SignIn(Service):
 
     def load(self) -> dict[str, Any]:
         """The tokens in the file; raises `Failure` where it is broken."""
-        with suppress(OSError, ValueError, RecursionError):
-            tokens = json.loads(self.file.read_bytes())
+        with suppress(OSError, ValueError, RecursionError, AttributeError):
+            tokens: dict[str, Any] = json.loads(self.file.read_bytes())
+            kept = tokens.get("token_url", TOKEN_ADDRESSES[0])
+            tokens["token_url"] = self.token_url or kept
             if (
-                isinstance(tokens, dict)
-                and is_printable(tokens.get("access_token"))
+                is_printable(tokens.get("access_token"))
                 and is_printable(tokens.get("refresh_token"))
                 and type(tokens.get("expires_at")) in (int, float)
-                and is_address(str(tokens.get("token_url")))
+                and is_address(str(tokens["token_url"]))
             ):
                 self.http.secrets |= {tokens["access_token"], tokens["refresh_token"]}
                 return tokens

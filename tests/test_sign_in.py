@@ -370,7 +370,7 @@ class TestEveryMorning:
             "{",
             "[]",
             "[" * 100_000,
-            '{"access_token": "a", "refresh_token": "b", "expires_at": 1}',
+            '{"access_token": "a", "refresh_token": "b"}',
             '{"access_token": "a\\nb", "refresh_token": "b", "expires_at": 1, "token_url": "X"}',
             '{"access_token": "a", "refresh_token": 5, "expires_at": 1, "token_url": "X"}',
             '{"access_token": "a", "refresh_token": "b", "expires_at": "1", "token_url": "X"}',
@@ -387,6 +387,16 @@ class TestEveryMorning:
         assert "sign in again with --login" in ended.err
         assert FILE.read_text() == content
         assert signed_in.oura.requests == []
+
+    @pytest.mark.parametrize("setting", ["", OLD])
+    def test_the_kept_token_address_is_used_unless_one_is_set(
+        self, signed_in: World, monkeypatch: pytest.MonkeyPatch, setting: str
+    ) -> None:
+        monkeypatch.setenv("OURA_TOKEN_URL", setting)
+        write_tokens(expires_in=0)
+        assert signed_in.run().code == 0
+        (asked,) = [one for one in signed_in.oura.requests if one.method == "POST"]
+        assert str(asked.url) == (setting or FIRST)
 
     def test_a_personal_token_still_wins(
         self, signed_in: World, monkeypatch: pytest.MonkeyPatch
