@@ -7,16 +7,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C may come while the rest is still being imported
+    interrupt = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import html
 import io
 import json
 import logging
-import os
 import re
 import secrets
 import shlex
-import signal
 import sys
 import threading
 import traceback
@@ -1500,4 +1504,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
     raise SystemExit(main())

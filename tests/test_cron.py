@@ -126,6 +126,13 @@ def test_ctrl_c_is_exit_130_without_a_traceback(served: Served) -> None:
     assert b"Pushed 3" not in out
 
 
+def test_ctrl_c_while_it_starts_is_exit_130_too(cron: Cron, empty_home: Path) -> None:
+    interrupt = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (empty_home / "httpx.py").write_text(interrupt)
+    ended = cron("--demo", PYTHONPATH=str(empty_home))
+    assert (ended.code, ended.out, ended.err) == (130, "", "")
+
+
 def test_a_full_stdout_is_no_failure_of_what_was_done(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
