@@ -50,7 +50,6 @@ except ImportError:  # Windows
 __version__ = "1.0.0"
 
 ONE_DAY = timedelta(days=1)
-POINTS_TO = "X-Location"
 FIRST_DAY = date(2015, 1, 1)
 MOST_DAYS = 3660
 SPAN_DAYS = 366  # of one read
@@ -172,13 +171,14 @@ class Settings:
 
 def is_address(value: str) -> bool:
     """Whether a key may go to this address."""
+    if not ADDRESS.fullmatch(value):
+        return False
     try:
         url = httpx.URL(value)
-        return (
-            bool(ADDRESS.fullmatch(value) and url.host.encode("idna")) and (url.port or 0) < 2**16
-        )
+        url.host.encode("idna")  # as it is when it is looked up
     except (httpx.InvalidURL, ValueError):
         return False
+    return (url.port or 0) < 2**16
 
 
 def is_printable(value: object) -> bool:
@@ -236,6 +236,9 @@ def begin(work: Callable[[], T]) -> Future[T]:
     return future
 
 
+POINTS_TO = "X-Location"
+
+
 def keep_location(answer: httpx.Response) -> None:
     """Put a redirect's target where httpx, which would parse it, does not look for it."""
     answer.headers[POINTS_TO] = answer.headers.pop("Location", "nowhere")
@@ -288,7 +291,7 @@ class Http:
             self.uncut.acquire(timeout=5)
             raise Failure(f"given up after {seconds:.0f} seconds; try again later") from None
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             self.uncut.acquire(timeout=max(0, self.left()) + 5)
             raise
 
@@ -467,7 +470,7 @@ class SignIn(Service):
     def __init__(self, http: Http, settings: Settings) -> None:
         super().__init__(http, "")
         self.file = settings.token_file
-        self.token_url = settings["OURA_TOKEN_URL"]
+        self.token_url = settings["OURA_TOKEN_URL"]  # where set, it is the only one
         self.failed: Failure | None = None
         self.client = {
             "client_id": settings["OURA_CLIENT_ID"],
@@ -490,11 +493,11 @@ class SignIn(Service):
                 return tokens
         raise Failure(f"the tokens in {self.file} cannot be used: {SIGN_IN_AGAIN}")
 
-    def start(self, code: str, redirect_uri: str, addresses: Sequence[str]) -> None:
+    def start(self, code: str, redirect_uri: str) -> None:
         """Trade the code of a browser, which works once, at the first address that takes it."""
         self.http.secrets.add(code)
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
-        first, *others = addresses
+        first, *others = [self.token_url] if self.token_url else TOKEN_ADDRESSES
         with self.alone():
             try:
                 self.trade(first, form)
@@ -511,7 +514,10 @@ class SignIn(Service):
         return self.renewed(tokens["access_token"])
 
     def renewed(self, stale: str) -> str:
-        """The file's access token where it is another than this one, else a new one."""
+        """The file's access token where it is another than this one, else a new one.
+
+        Raises `Failure` where there is neither; the file is as it was then.
+        """
         with self.alone():
             tokens = self.load()
             if tokens["access_token"] != stale:
@@ -650,6 +656,7 @@ class Oura(Service):
     def read(self, collection: str, days: Sequence[date], fields: Sequence[str] = ()) -> Documents:
         """The documents of these days, newest day first; only these `fields`, where there are any.
 
+        Raises `Failure` where they cannot be read, or are of another form.
         Users measured three meanings of `start_date` and `end_date`. A window that is wider by a
         day on both sides holds the days under each of them.
         """
@@ -658,8 +665,8 @@ class Oura(Service):
             params["fields"] = ",".join(fields)
         documents: dict[date | None, list[Document]] = defaultdict(list)
         seen = set[str]()
+        path = f"/v2/usercollection/{collection}"
         while True:
-            path = f"/v2/usercollection/{collection}"
             try:
                 page = json_object(self.ask(collection, "GET", path, params=params)) or {}
             except Failure as failure:
@@ -843,12 +850,15 @@ class Night:
     sentence: str
     stored: int = 0  # how many of its values Petals has
 
-    def observations(self) -> list[dict[str, Any]]:
-        """Its values as the guide shows them, each with its metric inside."""
-        return [
-            {"metric": metric.definition, "value": value, "occurredAt": f"{self.day}T00:00:00Z"}
-            for metric, value in self.values.items()
-        ]
+    @property
+    def occurred_at(self) -> str:
+        """The time that its values are stored under."""
+        return f"{self.day}T00:00:00Z"
+
+    def observation(self, metric: Metric) -> dict[str, Any]:
+        """One of its values as the guide shows it, with its metric inside."""
+        value = self.values[metric]
+        return {"metric": metric.definition, "value": value, "occurredAt": self.occurred_at}
 
 
 def in_words(
@@ -926,7 +936,7 @@ def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[N
                 nights.append(night)
             else:
                 report.skip(day)
-        for collection in sorted(needed & set(reads)):
+        for collection in sorted(needed):
             if reads[collection].result().get(None):
                 report.fail(f"Oura {collection} has a document whose day cannot be read, left out")
     return nights
@@ -982,8 +992,7 @@ class Petals(Service):
         Petals stores it anew each time and under no `sourceExternalId`. So the value that defined
         a metric stays when its day is sent again: once, equal to its twin, harmless under `avg`.
         """
-        alone = Night(night.day, {metric: night.values[metric]}, "")
-        body = alone.observations()[0]
+        body = night.observation(metric)
         body["metric"] |= {"slug": metric.key, "description": metric.description}
         if len(night.values) == 1 and night.sentence:  # no bulk will carry the sentence
             body["note"] = night.sentence
@@ -998,14 +1007,18 @@ class Petals(Service):
 
         A server as in the guide has no such id; there a series is updated by slug and time.
         """
-        body: Any = night.observations()
-        sent = [metric.slug if as_in_guide else metric.key for metric in night.values]
-        if not as_in_guide:
-            rows = [
-                {"metricSlug": key, "value": row["value"], "occurredAt": row["occurredAt"]}
-                for key, row in zip(sent, body, strict=True)
+        body: Any
+        if as_in_guide:
+            sent = [metric.slug for metric in night.values]
+            body = [night.observation(metric) for metric in night.values]
+        else:
+            sent = [metric.key for metric in night.values]
+            rows: list[dict[str, Any]] = [
+                {"metricSlug": metric.key, "value": value, "occurredAt": night.occurred_at}
+                for metric, value in night.values.items()
             ]
-            rows[0] |= {"note": night.sentence} if night.sentence else {}
+            if night.sentence:
+                rows[0]["note"] = night.sentence
             body = {"sourceExternalId": f"oura_{night.day}", "observations": rows}
         answer = self.ask("observations/bulk", "POST", BULK_PATH, json=body)
         self.stored(answer, sent, may_be_silent=as_in_guide)
@@ -1174,6 +1187,7 @@ class Report:
 
     @property
     def failed(self) -> bool:
+        """Whether anything did."""
         return bool(self.failures or self.stops)
 
     def progress(self, day: date) -> None:
@@ -1250,6 +1264,7 @@ class Report:
 
 
 def plural(count: int, noun: str) -> str:
+    """So many of a thing."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -1257,7 +1272,7 @@ def dry_run(oura: Oura, metrics: Sequence[Metric], report: Report) -> None:
     """Print what would be sent."""
     nights = read_nights(oura, metrics, report)
     if nights or not report.failed:
-        rows = [row for night in nights for row in night.observations()]
+        rows = [night.observation(metric) for night in nights for metric in night.values]
         report.console.say(json.dumps(rows, indent=2))
 
 
@@ -1342,10 +1357,9 @@ def log_in(settings: Settings, http: Http, console: Console) -> None:
     http.stop_at = monotonic() + RUN_SECONDS
     sign_in = SignIn(http, settings)
     code = pasted_code(pasted, state, settings["OURA_REDIRECT_URI"], http)
-    addresses = [settings["OURA_TOKEN_URL"]] if settings["OURA_TOKEN_URL"] else TOKEN_ADDRESSES
 
     def sign_in_and_read() -> None:
-        sign_in.start(code, settings["OURA_REDIRECT_URI"], addresses)
+        sign_in.start(code, settings["OURA_REDIRECT_URI"])
         without_token = Settings({**settings.values, "OURA_TOKEN": ""})
         Oura(http, without_token).read("daily_readiness", [date.today()])
 
@@ -1421,6 +1435,7 @@ def days_argument(text: str) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line; raises `SystemExit` with 2 where they are wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="exit codes: 0 done, also with nothing to send; 1 something failed; "
