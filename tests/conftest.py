@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import ssl
 import subprocess
@@ -108,7 +107,7 @@ def guide_world(world: World) -> World:
 
 
 @pytest.fixture
-def cron(tmp_path: Path) -> Callable[..., Ended]:
+def cron() -> Callable[..., Ended]:
     """Run the script as cron does: from the home folder, with next to no environment."""
 
     def run(*argv: str, stdin: str = "", seconds: float = 30, **env: str) -> Ended:
@@ -121,9 +120,3 @@ def cron(tmp_path: Path) -> Callable[..., Ended]:
         return Ended(done.returncode, done.stdout, done.stderr)
 
     return run
-
-
-@pytest.fixture
-def paste(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """What the user will paste."""
-    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text))

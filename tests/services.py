@@ -222,14 +222,17 @@ class Petals(Stand):
     def stored(self) -> dict[str, dict[str, Any]]:
         """The values by day and slug."""
         found: dict[str, dict[str, Any]] = defaultdict(dict)
-        for row in [*self.singles, *(row for rows in self.by_source.values() for row in rows)]:
+        for row in self.rows:
             found[row["occurredAt"][:10]][row["metricSlug"]] = row["value"]
         return dict(found)
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [*self.singles, *(row for rows in self.by_source.values() for row in rows)]
+
+    @property
     def notes(self) -> list[str]:
-        rows = [*self.singles, *(row for rows in self.by_source.values() for row in rows)]
-        return [row["note"] for row in rows if "note" in row]
+        return [row["note"] for row in self.rows if "note" in row]
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         if request.headers.get("x-api-key") != KEY:

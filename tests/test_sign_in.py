@@ -266,7 +266,7 @@ class TestLogin:
 
         class Slow:
             def readline(self) -> str:
-                signing.slept = time.sleep(0.3)
+                time.sleep(0.3)
                 return "the-code"
 
         monkeypatch.setattr(sys, "stdin", Slow())
