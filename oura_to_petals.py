@@ -380,7 +380,7 @@ class Service:
     """A server that is asked: where it is, with which key, and what its refusals mean."""
 
     name: ClassVar[str]
-    key: ClassVar[str]  # the settings that a refusal may be due to
+    key: str  # the settings that a refusal may be due to
     address: ClassVar[str]  # the setting that says where it is
     hints: Mapping[int, str] = {}
 
@@ -637,7 +637,9 @@ class Oura(Service):
         super().__init__(http, settings["OURA_HOST"])
         self.token = settings["OURA_TOKEN"]
         self.sign_in = None if self.token else SignIn(http, settings)
-        to_do = "check OURA_TOKEN" if self.token else SIGN_IN_AGAIN
+        if self.sign_in:
+            self.key = self.sign_in.key
+        to_do = SIGN_IN_AGAIN if self.sign_in else "check OURA_TOKEN"
         self.hints = {
             401: f"the token is not valid: {to_do}",
             403: f"the Oura membership has lapsed, or a permission is missing: {to_do}",
@@ -1454,8 +1456,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     instead("--check", help="see whether both ends work; nothing is sent")
     instead("--dry-run", help="print what would be sent; Petals is not asked")
     instead("--demo", help="see a sample night go through; needs no account and no network")
-    flag("-q", "--quiet", help="nothing on stdout; problems still show")
-    flag("-v", "--verbose", help="show each request, and with --days each day")
+    flag("-q", "--quiet", help="no results on stdout; problems still show")
+    flag("-v", "--verbose", help="show each answered request, and with --days each day")
     add("--version", action="version", version=f"oura_to_petals {__version__}")
     # fmt: on
     return parser.parse_args(argv)

@@ -315,6 +315,12 @@ class TestEveryMorning:
         assert "sign in again with --login" in ended.err
         assert len(signed_in.oura.asked("oauth-token")) <= 3  # a collection each
 
+    def test_a_refusal_does_not_name_a_token_that_nobody_has(self, signed_in: World) -> None:
+        signed_in.oura.fail("/daily_readiness", httpx.Response(400))
+        ended = signed_in.run()
+        assert "check OURA_CLIENT_ID, " in ended.err
+        assert "OURA_TOKEN " not in ended.err
+
     def test_an_answer_without_a_refresh_token_keeps_the_old_one(self, signed_in: World) -> None:
         write_tokens(expires_in=0)
         signed_in.oura.tokens = {"fresh"}
