@@ -286,10 +286,14 @@ class Http:
         """Do the work of the run; raises `Failure` at the hard stop, whatever it hangs on."""
         seconds = self.left()
         try:
-            return begin(work).result(timeout=seconds)
-        except TimeoutError:
-            self.uncut.acquire(timeout=5)
-            raise Failure(f"given up after {seconds:.0f} seconds; try again later") from None
+            done = begin(work)
+            while not done.done() and self.left() > 0:
+                # a short wait, for a Ctrl-C that comes just ahead of it does not end it
+                wait([done], timeout=min(0.5, self.left()))
+            if not done.done():
+                self.uncut.acquire(timeout=5)
+                raise Failure(f"given up after {seconds:.0f} seconds; try again later")
+            return done.result()
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             self.uncut.acquire(timeout=max(0, self.left()) + 5)
