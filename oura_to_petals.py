@@ -1105,8 +1105,8 @@ def deliver(oura: Oura, petals: Petals, metrics: Sequence[Metric], report: Repor
     known = listing.result()
     if known is not None:
         define_missing(petals, known, nights, report)
-    alike: list[date] = []
-    last_reason = None
+    alike = 0  # days in a row, by date, that failed for the same reason
+    next_alike = None
     for night in nights:
         report.progress(night.day)
         try:
@@ -1118,9 +1118,9 @@ def deliver(oura: Oura, petals: Petals, metrics: Sequence[Metric], report: Repor
             report.fail(str(failure), night.day)
             # a reason may name the day or a number of the request
             reason = (failure.status, re.sub(r"\w*\d\w*", "#", str(failure)))
-            goes_on = alike and reason == last_reason and alike[-1] - night.day == ONE_DAY
-            alike, last_reason = [*(alike if goes_on else ()), night.day], reason
-            if len(alike) == DAYS_ALIKE:
+            alike = alike + 1 if (night.day, reason) == next_alike else 1
+            next_alike = (night.day - ONE_DAY, reason)
+            if alike == DAYS_ALIKE:
                 raise Failure("five days in a row failed alike, no further is tried") from None
         else:
             if night.stored:
