@@ -269,10 +269,11 @@ BETWEEN = r"(?: |\\[bfnrt]|\\u[0-9a-fA-F]{4})*"
 
 
 class Http:
-    """What all services share: the client, the hard stop of the run, the secrets to mask."""
+    """What all services share: client, settings, the run's hard stop, the secrets to mask."""
 
     def __init__(self, client: httpx.Client, settings: Settings, seconds: float) -> None:
         self.client = client
+        self.settings = settings
         self.stop_at = monotonic() + seconds
         names = ("OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
         self.secrets = {settings[name] for name in names if settings[name]}
@@ -388,9 +389,10 @@ class Service:
     address: ClassVar[str]  # the setting that says where it is
     hints: Mapping[int, str] = {}
 
-    def __init__(self, http: Http, host: str) -> None:
+    def __init__(self, http: Http) -> None:
         self.http = http
-        self.host = host.rstrip("/")
+        self.settings = http.settings
+        self.host = self.settings[self.address].rstrip("/")
 
     def headers(self) -> dict[str, str]:
         """The headers with this service's key; they go to no other."""
@@ -471,15 +473,11 @@ class SignIn(Service):
     address = "OURA_TOKEN_URL"
     hints = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that does not help, check {key}")
 
-    def __init__(self, http: Http, settings: Settings) -> None:
-        super().__init__(http, "")
-        self.file = settings.token_file
-        self.token_url = settings["OURA_TOKEN_URL"]  # where set, it is the only one
+    def __init__(self, http: Http) -> None:
+        super().__init__(http)
+        self.file = self.settings.token_file
+        self.token_url = self.settings["OURA_TOKEN_URL"]  # where set, it is the only one
         self.failed: Failure | None = None
-        self.client = {
-            "client_id": settings["OURA_CLIENT_ID"],
-            "client_secret": settings["OURA_CLIENT_SECRET"],
-        }
 
     def load(self) -> dict[str, Any]:
         """The tokens in the file; raises `Failure` where it is broken."""
@@ -497,9 +495,10 @@ class SignIn(Service):
                 return tokens
         raise Failure(f"the tokens in {self.file} cannot be used: {SIGN_IN_AGAIN}")
 
-    def start(self, code: str, redirect_uri: str) -> None:
+    def start(self, code: str) -> None:
         """Trade the code of a browser, which works once, at the first address that takes it."""
         self.http.secrets.add(code)
+        redirect_uri = self.settings["OURA_REDIRECT_URI"]
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
         first, *others = [self.token_url] if self.token_url else TOKEN_ADDRESSES
         with self.alone():
@@ -581,10 +580,10 @@ class SignIn(Service):
     def ask_for_tokens(self, address: str, form: Mapping[str, str], old: str) -> dict[str, Any]:
         """The tokens that a token address answers with, as the file keeps them."""
         self.host = address
+        client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
+        data = {**form, "client_id": client_id, "client_secret": secret}
         # one more try after a lost answer: the old refresh token is the only one there is
-        asking = partial(
-            self.ask, "sign-in", "POST", "", lost_tries=2, data={**form, **self.client}
-        )
+        asking = partial(self.ask, "sign-in", "POST", "", lost_tries=2, data=data)
         try:
             answer = begin(asking).result(timeout=self.http.left() - 2)
         except TimeoutError:
@@ -637,10 +636,9 @@ class Oura(Service):
     key = "OURA_TOKEN"
     address = "OURA_HOST"
 
-    def __init__(self, http: Http, settings: Settings) -> None:
-        super().__init__(http, settings["OURA_HOST"])
-        self.token = settings["OURA_TOKEN"]
-        self.sign_in = None if self.token else SignIn(http, settings)
+    def __init__(self, http: Http) -> None:
+        super().__init__(http)
+        self.sign_in = None if self.settings["OURA_TOKEN"] else SignIn(http)
         if self.sign_in:
             self.key = self.sign_in.key
         to_do = SIGN_IN_AGAIN if self.sign_in else "check OURA_TOKEN"
@@ -651,7 +649,7 @@ class Oura(Service):
         }
 
     def headers(self) -> dict[str, str]:
-        token = self.sign_in.access_token() if self.sign_in else self.token
+        token = self.sign_in.access_token() if self.sign_in else self.settings["OURA_TOKEN"]
         return {"Authorization": f"Bearer {token}"}
 
     def renew(self, refused: dict[str, str]) -> bool:
@@ -966,12 +964,8 @@ class Petals(Service):
         "check PETALS_API_KEY: a key works for a year, make a new one at Settings → API keys",
     )
 
-    def __init__(self, http: Http, settings: Settings) -> None:
-        super().__init__(http, settings["PETALS_HOST"])
-        self.api_key = settings["PETALS_API_KEY"]
-
     def headers(self) -> dict[str, str]:
-        return {"x-api-key": self.api_key}
+        return {"x-api-key": self.settings["PETALS_API_KEY"]}
 
     def listing(self) -> dict[str, Document] | None:
         """The metrics that the server knows, by slug; None where it has the guide's form only."""
@@ -1318,7 +1312,7 @@ def sample_client(console: Console) -> httpx.Client:
     return httpx.Client(transport=httpx.MockTransport(answer))
 
 
-def pasted_code(pasted: str, state: str, redirect_uri: str, http: Http) -> str:
+def pasted_code(pasted: str, state: str, http: Http) -> str:
     """The code in what was pasted: the address that the browser ended on, or the code itself.
 
     Raises `Failure` for an address that tells of an error, or was not made for this sign-in.
@@ -1328,9 +1322,9 @@ def pasted_code(pasted: str, state: str, redirect_uri: str, http: Http) -> str:
     if "error" in told:
         words = http.clean(" ".join([told["error"], *query.get("error_description", ())]))
         raise Failure(f"Oura did not agree to the sign-in: {words}; run --login again")
-    if not (told or "://" in pasted or pasted in redirect_uri):
+    if not (told or "://" in pasted or pasted in http.settings["OURA_REDIRECT_URI"]):
         code = pasted
-    elif secrets.compare_digest(told.get("state", "").encode(), state.encode()):
+    elif told.get("state") == state:
         code = told.get("code", "")
     else:
         raise Failure("this address is not the end of this sign-in: run --login again")
@@ -1339,8 +1333,9 @@ def pasted_code(pasted: str, state: str, redirect_uri: str, http: Http) -> str:
     return code
 
 
-def log_in(settings: Settings, http: Http, console: Console) -> None:
+def log_in(http: Http, console: Console) -> None:
     """Sign in with Oura: a person opens an address in a browser, and pastes where it ended."""
+    settings = http.settings
     state = secrets.token_urlsafe(16)
     params = {
         "response_type": "code",
@@ -1360,19 +1355,18 @@ def log_in(settings: Settings, http: Http, console: Console) -> None:
     pasted = (sys.stdin.readline() if sys.stdin else "").strip()
     if not pasted:
         raise Failure("nothing was pasted, so nobody is signed in: run --login again")
+    code = pasted_code(pasted, state, http)
     http.stop_at = monotonic() + RUN_SECONDS
-    sign_in = SignIn(http, settings)
-    code = pasted_code(pasted, state, settings["OURA_REDIRECT_URI"], http)
+    http.settings = Settings({**settings.values, "OURA_TOKEN": ""})  # which would win
 
     def sign_in_and_read() -> None:
-        sign_in.start(code, settings["OURA_REDIRECT_URI"])
-        without_token = Settings({**settings.values, "OURA_TOKEN": ""})
-        Oura(http, without_token).read("daily_readiness", [date.today()])
+        SignIn(http).start(code)
+        Oura(http).read("daily_readiness", [date.today()])
 
     http.run(sign_in_and_read)
     console.say(
         "You are signed in, and Oura was read. The sign-in renews itself; "
-        f"its tokens are in {sign_in.file}."
+        f"its tokens are in {settings.token_file}."
     )
     if settings["OURA_TOKEN"]:
         console.tell("OURA_TOKEN is set and wins over the sign-in: remove it to use the sign-in")
@@ -1386,7 +1380,7 @@ def check(
     def of_oura(http: Http) -> str:
         settings.check(*settings.of_oura)
         report = Report([date.today() - n * ONE_DAY for n in range(7)], console, told=False)
-        nights = read_nights(Oura(http, settings), metrics, report)
+        nights = read_nights(Oura(http), metrics, report)
         if told := report.problems() + report.stops:
             raise Failure("; ".join(told))
         way = f"the sign-in in {settings.token_file}" if settings.signed_in else "OURA_TOKEN"
@@ -1397,7 +1391,7 @@ def check(
 
     def of_petals(http: Http) -> str:
         settings.check(*OF_PETALS)
-        listing = Petals(http, settings).listing()
+        listing = Petals(http).listing()
         if listing is None:
             return (
                 "the server is as in the guide and has no list of metrics, "
@@ -1488,13 +1482,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
     log.filters = [lambda record: console.log(http.mask(record.getMessage()))]
     if options.login:
-        log_in(settings, http, console)
+        log_in(http, console)
         return 0
     if options.check:
         return check(settings, client, metrics, console)
     again = f" --env-file {shlex.quote(str(options.env_file))}" if options.env_file else ""
     report = Report(days, console, again, told=not options.dry_run)
-    oura, petals = Oura(http, settings), Petals(http, settings)
+    oura, petals = Oura(http), Petals(http)
     work = partial(dry_run, oura) if options.dry_run else partial(deliver, oura, petals)
     try:
         http.run(partial(work, metrics, report))
