@@ -695,22 +695,8 @@ class Oura(Service):
 # --- Metrics (map) ----------------------------------------------------------------------------
 
 
-class Sources:
-    """The documents of one day. Looking into a collection waits for it, and makes it needed."""
-
-    def __init__(self, day: date, reads: Mapping[str, Future[Documents]]) -> None:
-        self.day = day
-        self.reads = reads
-        self.needed: set[str] = set()
-
-    def documents(self, collection: str) -> Sequence[Document]:
-        """The day's documents in a collection; raises the `Failure` of a read that failed."""
-        self.needed.add(collection)
-        return self.reads[collection].result().get(self.day, ()) if collection in self.reads else ()
-
-    def sessions(self) -> list[Document]:
-        """The day's real sleep sessions (Oura API 2.0, `PublicSleepType`)."""
-        return [one for one in self.documents("sleep") if one["type"] not in ("rest", "deleted")]
+# Gives the day's documents in a collection, or raises the `Failure` of a read that failed.
+Look = Callable[[str], Sequence[Document]]
 
 
 def number(value: Any, low: float, high: float, name: str) -> float | None:
@@ -722,25 +708,33 @@ def number(value: Any, low: float, high: float, name: str) -> float | None:
     return value
 
 
-def durations(documents: Iterable[Document], collection: str, field: str) -> list[float]:
-    """A duration in each of these documents, in seconds, where it is not null."""
+def duration(documents: Iterable[Document], collection: str, field: str) -> float | None:
+    """The seconds under a field of these documents in all, None where it is null in each."""
     name = f"{collection} {field}"
     found = [number(document.get(field), 0, 86_400, name) for document in documents]
     seconds = [one for one in found if one is not None]
-    number(sum(seconds), 0, 86_400, name)
-    return seconds
+    return number(sum(seconds), 0, 86_400, name) if seconds else None
+
+
+def sessions(look: Look) -> list[Document]:
+    """The day's real sleep sessions (Oura API 2.0, `PublicSleepType`), the longest first."""
+
+    def length(session: Document) -> float:
+        return duration([session], "sleep", "total_sleep_duration") or 0
+
+    real = [one for one in look("sleep") if one["type"] not in ("rest", "deleted")]
+    return sorted(real, key=length, reverse=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """One row of `METRICS`: `take` finds its value in Oura's `collection` under `field`."""
+    """One row of `METRICS`: its value is in Oura's `collection` under `field`."""
 
     slug: str
     label: str
     unit: str
     low: float
     high: float
-    take: Callable[[Metric, Sources], float | None]
     collection: str
     field: str
     description: str
@@ -756,78 +750,67 @@ class Metric:
         words = {"slug": self.slug, "label": self.label, "unit": self.unit}
         return {**words, "aggregationHint": "avg"}
 
-    def of(self, document: Document) -> float | None:
-        """Its value in a document."""
-        value: Any = document
+    def take(self, look: Look) -> float | None:
+        """Its value of a day: minutes are of all the day's sleep, the others of one document."""
+        if self.unit == "minutes":
+            return self.minutes(look)
+        documents = sessions(look) if self.collection == "sleep" else look(self.collection)
+        value: Any = documents[0] if documents else None
         for key in self.field.split("."):
             if value is not None:
                 # what should be an object and is none has no number in it either
                 value = value.get(key) if isinstance(value, dict) else {}
         return number(value, self.low, self.high, f"{self.collection} {self.field}")
 
-    def daily(self, sources: Sources) -> float | None:
-        """From the collection's one document of the day."""
-        documents = sources.documents(self.collection)
-        return self.of(documents[0]) if documents else None
-
-    def minutes(self, sources: Sources) -> float | None:
+    def minutes(self, look: Look) -> int | None:
         """Seconds of the whole day as minutes, a half rounded up.
 
         Oura API 2.0 has no durations in `daily_sleep`, they are summed over the sessions. A
         server that follows the guide has them there.
         """
-        of_day = sources.documents("daily_sleep")[:1]
-        seconds = durations(of_day, "daily_sleep", self.field)
-        seconds = seconds or durations(sources.sessions(), "sleep", self.field)
-        return int((sum(seconds) + 30) // 60) if seconds else None
-
-    def of_main_session(self, sources: Sources) -> float | None:
-        """From the longest real session of the day."""
-
-        def length(session: Document) -> float:
-            return sum(durations([session], "sleep", "total_sleep_duration"))
-
-        main = max(sources.sessions(), key=length, default=None)
-        return self.of(main) if main else None
+        seconds = duration(look("daily_sleep")[:1], "daily_sleep", self.field)
+        if seconds is None:
+            seconds = duration(sessions(look), "sleep", self.field)
+        return None if seconds is None else int((seconds + 30) // 60)
 
 
 # fmt: off
 METRICS = {metric.slug: metric for metric in (
     Metric("oura-readiness", "Oura readiness score", "score", 0, 100,
-           Metric.daily, "daily_readiness", "score",
+           "daily_readiness", "score",
            "How recovered the body is for the day ahead, as Oura scores it."),
     Metric("oura-hrv", "Oura HRV balance", "score", 0, 100,
-           Metric.daily, "daily_readiness", "contributors.hrv_balance",
+           "daily_readiness", "contributors.hrv_balance",
            "Readiness contributor: heart rate variability of two weeks against three months."),
     Metric("oura-sleep-minutes", "Oura sleep duration", "minutes", 0, 1440,
-           Metric.minutes, "sleep", "total_sleep_duration",
+           "sleep", "total_sleep_duration",
            "Total time asleep in the night that ended on this day, naps included."),
     Metric("oura-sleep-score", "Oura sleep score", "score", 0, 100,
-           Metric.daily, "daily_sleep", "score",
+           "daily_sleep", "score",
            "Overall quality of the night from its seven contributors."),
     Metric("oura-hrv-ms", "Oura overnight RMSSD", "ms", 0, 500,
-           Metric.of_main_session, "sleep", "average_hrv",
+           "sleep", "average_hrv",
            "Beat-to-beat variation of the pulse, averaged over the longest sleep."),
     Metric("oura-deep-minutes", "Oura deep sleep", "minutes", 0, 1440,
-           Metric.minutes, "sleep", "deep_sleep_duration",
+           "sleep", "deep_sleep_duration",
            "Slow-wave stage N3, which restores the body."),
     Metric("oura-rem-minutes", "Oura REM", "minutes", 0, 1440,
-           Metric.minutes, "sleep", "rem_sleep_duration",
+           "sleep", "rem_sleep_duration",
            "Rapid eye movement stage, in which most dreams are."),
     Metric("oura-light-minutes", "Oura light sleep", "minutes", 0, 1440,
-           Metric.minutes, "sleep", "light_sleep_duration",
+           "sleep", "light_sleep_duration",
            "Stages N1 and N2, the shallow part from which one wakes easily."),
     Metric("oura-sleep-efficiency", "Oura time asleep in bed", "percent", 0, 100,
-           Metric.of_main_session, "sleep", "efficiency",
+           "sleep", "efficiency",
            "Efficiency: the share of the time in bed that was not spent awake."),
     Metric("oura-lowest-heart-rate", "Oura lowest heart rate", "bpm", 20, 250,
-           Metric.of_main_session, "sleep", "lowest_heart_rate",
+           "sleep", "lowest_heart_rate",
            "Slowest pulse at rest, in beats per minute."),
     Metric("oura-respiratory-rate", "Oura respiratory rate", "breaths/min", 3, 60,
-           Metric.of_main_session, "sleep", "average_breath",
+           "sleep", "average_breath",
            "Breathing frequency, mean of the longest period."),
     Metric("oura-temperature-deviation", "Oura temperature deviation", "celsius", -10, 10,
-           Metric.daily, "daily_readiness", "temperature_deviation",
+           "daily_readiness", "temperature_deviation",
            "Skin warmth at night above or below the wearer's own baseline."),
 )}
 # fmt: on
@@ -852,6 +835,7 @@ class Night:
     day: date
     values: dict[Metric, float]
     sentence: str
+    needed: set[str]  # the collections that its values hang on
     stored: int = 0  # how many of its values Petals has
 
     @property
@@ -882,30 +866,34 @@ def in_words(
     return sentence[:1].upper() + sentence[1:]
 
 
-def observe(
-    day: date, reads: Mapping[str, Future[Documents]], metrics: Iterable[Metric]
-) -> tuple[Night, set[str]]:
-    """Map a day's documents; returns also the collections that it needed.
+def observe(day: date, reads: Mapping[str, Future[Documents]], metrics: Iterable[Metric]) -> Night:
+    """Map a day's documents.
 
     Raises the `Failure` of what a metric needs. The sentence needs nothing beside that: the rest
     of it is taken where it is at hand.
     """
-    sources = Sources(day, reads)
-    values = {metric: metric.take(metric, sources) for metric in metrics}
-    needed = sources.needed
-    at_hand = Sources(day, {c: read for c, read in reads.items() if c in needed or read.done()})
+    needed: set[str] = set()
+
+    def need(collection: str) -> Sequence[Document]:
+        needed.add(collection)
+        return reads[collection].result().get(day, ())
+
+    def at_hand(collection: str) -> Sequence[Document]:
+        read = reads.get(collection)
+        return read.result().get(day, ()) if read and read.done() else ()
 
     def known(slug: str) -> float | None:
         metric = METRICS[slug]
         try:
-            return metric.take(metric, at_hand)
+            return metric.take(at_hand)
         except Failure:
             if metric.collection in needed:
                 raise
             return None
 
+    values = {metric: metric.take(need) for metric in metrics}
     sentence = in_words(*map(known, IN_WORDS))
-    return Night(day, {m: v for m, v in values.items() if v is not None}, sentence), needed
+    return Night(day, {m: v for m, v in values.items() if v is not None}, sentence, needed)
 
 
 def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[Night]:
@@ -925,17 +913,17 @@ def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[N
         wait(dailies, return_when=FIRST_EXCEPTION)
         # `sleep` may not be needed: it gets a moment, so that the sentence hangs on no race
         wait(reads.values(), timeout=GRACE_SECONDS)
-        needed = set()
+        needed: set[str] = set()
         for day in days:
             try:
-                night, of_day = observe(day, reads, metrics)
+                night = observe(day, reads, metrics)
             except Failure as failure:
                 if failure.final:
                     report.stop(str(failure))
                     return nights
                 report.fail(str(failure), day)
                 continue
-            needed |= of_day
+            needed |= night.needed
             if night.values:
                 nights.append(night)
             else:
