@@ -265,6 +265,7 @@ def open_client() -> httpx.Client:
     raise SettingsError(problem)
 
 
+Outcome = httpx.Response | httpx.RequestError  # of a request
 BETWEEN = r"(?: |\\[bfnrt]|\\u[0-9a-fA-F]{4})*"
 
 
@@ -317,9 +318,9 @@ class Http:
 
     def send(
         self, method: str, url: str, headers: dict[str, str], content: Mapping[str, Any]
-    ) -> httpx.Response:
-        """One request, one whole answer; raises `httpx.RequestError`, also for one too long."""
-        too_long = f"it is over {MOST_BYTES // 2**20} MiB long"
+    ) -> Outcome:
+        """One request, and its whole answer, or the error that came in its place."""
+        too_long = httpx.RequestError(f"it is over {MOST_BYTES // 2**20} MiB long")
         try:
             with self.client.stream(
                 method, url, headers=headers, timeout=TIMEOUTS[method], **content
@@ -328,16 +329,18 @@ class Http:
                 for chunk in answer.iter_raw():
                     body += chunk
                     if len(body) > MOST_BYTES:
-                        raise httpx.RequestError(too_long)
+                        return too_long
                 if answer.headers.pop("Content-Encoding", "identity") != "identity":
                     # httpx would unpack any amount
                     body[:] = zlib.decompressobj(wbits=47).decompress(body, MOST_BYTES + 1)
                     if len(body) > MOST_BYTES:
-                        raise httpx.RequestError(too_long)
+                        return too_long
                 status = answer.status_code
                 return httpx.Response(status, headers=answer.headers, content=bytes(body))
+        except httpx.RequestError as error:
+            return error
         except (zlib.error, ValueError, OverflowError, httpx.InvalidURL) as error:
-            raise httpx.RequestError(f"{type(error).__name__}: {error}") from None
+            return httpx.RequestError(f"{type(error).__name__}: {error}")
 
 
 def json_object(answer: httpx.Response) -> dict[str, Any] | None:
@@ -357,10 +360,7 @@ def reason_in(answer: httpx.Response) -> str:
     return answer.content.decode(errors="replace")
 
 
-Fault = httpx.Response | httpx.RequestError
-
-
-def pause_before_retry(fault: Fault, tries: int, lost_tries: int) -> float | None:
+def pause_before_retry(fault: Outcome, tries: int, lost_tries: int) -> float | None:
     """The fault policy: seconds to wait before the next try, None where there is to be none.
 
     There were `tries` so far. There are `TRIES` in all where the request was surely not carried
@@ -409,25 +409,21 @@ class Service:
         tries, renewed = 0, False
         while True:
             headers = self.headers()
-            fault: Fault
-            try:
-                fault = self.http.send(method, self.host + path, headers, content)
-            except httpx.RequestError as error:
-                fault = error
-            if isinstance(fault, httpx.Response):
-                if fault.is_success:
-                    return fault
-                if fault.status_code == 401 and not renewed and self.renew(headers):
+            outcome = self.http.send(method, self.host + path, headers, content)
+            if isinstance(outcome, httpx.Response):
+                if outcome.is_success:
+                    return outcome
+                if outcome.status_code == 401 and not renewed and self.renew(headers):
                     renewed = True
                     continue
             tries += 1
-            pause = pause_before_retry(fault, tries, lost_tries)
+            pause = pause_before_retry(outcome, tries, lost_tries)
             if pause is None or pause > min(LONGEST_PAUSE, self.http.left()):
-                raise self.failure(what, fault, tries, pause)
+                raise self.failure(what, outcome, tries, pause)
             sleep(pause)
 
     def failure(
-        self, what: str, fault: Fault, tries: int = 1, pause: float | None = None
+        self, what: str, fault: Outcome, tries: int = 1, pause: float | None = None
     ) -> Failure:
         """A fault in words: what happened, and what to do; `pause` is one that was too long."""
         happened = f"{self.name} {what}{f' ({tries} tries)' if tries > 1 else ''}"
