@@ -894,18 +894,17 @@ def observe(day: date, reads: Mapping[str, Future[Documents]], metrics: Iterable
 
 def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[Night]:
     """The nights of the report's days that have anything to send, newest first."""
-    of_sleep = [
-        m for m in (*metrics, *map(METRICS.__getitem__, IN_WORDS)) if m.collection == "sleep"
-    ]
-    fields = list(dict.fromkeys(["day", "type", *(metric.field for metric in of_sleep)]))
+    of_sleep = [metric.field for metric in metrics if metric.collection == "sleep"]
+    # the sentence has a duration and an HRV in it, whatever the metrics
+    fields = dict.fromkeys(["day", "type", "total_sleep_duration", "average_hrv", *of_sleep])
     nights: list[Night] = []
     for start in range(0, len(report.days), SPAN_DAYS):
         days = report.days[start : start + SPAN_DAYS]
         report.progress(days[0])
         reads = {c: begin(partial(oura.read, c, days)) for c in ("daily_readiness", "daily_sleep")}
         dailies = list(reads.values())
-        if any(metric.collection == "sleep" for metric in metrics):
-            reads["sleep"] = begin(partial(oura.read, "sleep", days, fields))
+        if of_sleep:
+            reads["sleep"] = begin(partial(oura.read, "sleep", days, list(fields)))
         wait(dailies, return_when=FIRST_EXCEPTION)
         # `sleep` may not be needed: it gets a moment, so that the sentence hangs on no race
         wait(reads.values(), timeout=GRACE_SECONDS)
