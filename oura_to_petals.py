@@ -811,7 +811,6 @@ METRICS = {metric.slug: metric for metric in (
 )}
 # fmt: on
 DEFAULT_METRICS = ("oura-readiness", "oura-hrv", "oura-sleep-minutes")
-IN_WORDS = ("oura-sleep-minutes", "oura-readiness", "oura-hrv-ms", "oura-hrv")
 
 
 def choose_metrics(text: str) -> list[Metric]:
@@ -845,18 +844,16 @@ class Night:
         return {"metric": metric.definition, "value": value, "occurredAt": self.occurred_at}
 
 
-def in_words(
-    slept: float | None, readiness: float | None, ms: float | None, balance: float | None
-) -> str:
-    """A night as a sentence without its full stop; what is unknown is left out."""
+def in_words(known: Callable[[str], float | None]) -> str:
+    """A night as a sentence without its full stop; what is not `known` is left out."""
     parts = []
-    if slept is not None:
+    if (slept := known("oura-sleep-minutes")) is not None:
         parts.append("slept {}h{:02}".format(*divmod(int(slept), 60)))
-    if readiness is not None:
+    if (readiness := known("oura-readiness")) is not None:
         parts.append(f"readiness {readiness:g}")
-    if ms is not None:
+    if (ms := known("oura-hrv-ms")) is not None:
         parts.append(f"HRV {ms:g}ms")
-    elif balance is not None:
+    elif (balance := known("oura-hrv")) is not None:
         parts.append(f"HRV balance {balance:g}")
     sentence = ", ".join(parts)
     return sentence[:1].upper() + sentence[1:]
@@ -888,8 +885,8 @@ def observe(day: date, reads: Mapping[str, Future[Documents]], metrics: Iterable
             return None
 
     values = {metric: metric.take(need) for metric in metrics}
-    sentence = in_words(*map(known, IN_WORDS))
-    return Night(day, {m: v for m, v in values.items() if v is not None}, sentence, needed)
+    present = {metric: value for metric, value in values.items() if value is not None}
+    return Night(day, present, in_words(known), needed)
 
 
 def read_nights(oura: Oura, metrics: Sequence[Metric], report: Report) -> list[Night]:
