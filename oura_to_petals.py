@@ -36,7 +36,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from random import uniform
 from time import monotonic, sleep, time
-from typing import Any, ClassVar, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 from urllib.parse import parse_qs, quote_plus
 
 import httpx
@@ -171,14 +171,11 @@ class Settings:
 
 def is_address(value: str) -> bool:
     """Whether a key may go to this address."""
-    if not ADDRESS.fullmatch(value):
-        return False
-    try:
+    with suppress(httpx.InvalidURL, ValueError):
         url = httpx.URL(value)
         url.host.encode("idna")  # as it is when it is looked up
-    except (httpx.InvalidURL, ValueError):
-        return False
-    return (url.port or 0) < 2**16
+        return ADDRESS.fullmatch(value) is not None and (url.port or 0) < 2**16
+    return False
 
 
 def is_printable(value: object) -> bool:
@@ -346,8 +343,8 @@ class Http:
 def json_object(answer: httpx.Response) -> dict[str, Any] | None:
     """The JSON object in an answer, None where there is none."""
     with suppress(ValueError, RecursionError):
-        content = answer.json()
-        return content if isinstance(content, dict) else None
+        if isinstance(content := answer.json(), dict):
+            return content
     return None
 
 
@@ -384,9 +381,9 @@ def pause_before_retry(fault: Outcome, tries: int, lost_tries: int) -> float | N
 class Service:
     """A server that is asked: where it is, with which key, and what its refusals mean."""
 
-    name: ClassVar[str]
+    name: str
     key: str  # the settings that a refusal may be due to
-    address: ClassVar[str]  # the setting that says where it is
+    address: str  # the setting that says where it is
     hints: Mapping[int, str] = {}
 
     def __init__(self, http: Http) -> None:
@@ -525,9 +522,10 @@ class SignIn(Service):
                 raise self.failed
             if self.http.left() < RENEWAL_SECONDS:
                 raise Failure("no time is left to renew the sign-in; run again")
-            form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+            address, old = tokens["token_url"], tokens["refresh_token"]
+            form = {"grant_type": "refresh_token", "refresh_token": old}
             try:
-                return self.trade(tokens["token_url"], form, old=tokens["refresh_token"])
+                return self.trade(address, form, old)
             except Failure as failure:
                 # refused as a refresh token is (400, RFC 6749), it is the end as for any key
                 status = 401 if failure.status == 400 else failure.status
