@@ -1157,8 +1157,7 @@ class Report:
         self.console = console
         self.options = options  # of the command that goes on, beside the days
         self.told = told  # whether stdout and progress tell of the days
-        self.delivered: list[date] = []
-        self.observations = 0
+        self.delivered: dict[date, int] = {}  # the observations of each day that is in
         self.empty: set[date] = set()
         self.failures: dict[str, list[date]] = {}  # the days that each text is told of
         self.stops: list[str] = []
@@ -1176,8 +1175,7 @@ class Report:
 
     def deliver(self, night: Night) -> None:
         """A day is in."""
-        self.delivered.append(night.day)
-        self.observations += night.stored
+        self.delivered[night.day] = night.stored
         if len(self.days) == 1 or self.console.verbose:
             sentence = night.sentence and f" {night.sentence}."
             pushed = plural(night.stored, "observation")
@@ -1202,7 +1200,7 @@ class Report:
 
     def what_is_left(self) -> str:
         """How many days are in, and the command that goes on with the others."""
-        oldest_in = self.delivered[-1] if self.delivered else date.max
+        oldest_in = min(self.delivered, default=date.max)
         left = [day for day in self.days if day < oldest_in and day not in self.empty]
         told = f"{len(self.delivered)} of {len(self.days)} days are in"
         if not left:
@@ -1235,7 +1233,7 @@ class Report:
                 self.console.tell(f"no Oura data for {span}: has the Oura app been opened?")
             if self.told:
                 empty = f"; {plural(len(self.empty), 'day')} without data" if self.empty else ""
-                pushed = plural(self.observations, "observation")
+                pushed = plural(sum(self.delivered.values()), "observation")
                 delivered = f"{len(self.delivered)} of {total} days"
                 self.console.say(f"Pushed {pushed} for {delivered}, {span}{empty}.")
         return 1 if self.failed else 0

@@ -346,7 +346,7 @@ class TestALongHistoryInSeveralSittings:
 
     def test_where_all_is_in_there_is_no_command(self, week: World) -> None:
         report = oura_to_petals.Report([DAY, DAY - timedelta(days=1)], None)
-        report.delivered = list(report.days)
+        report.delivered = dict.fromkeys(report.days, 3)
         assert report.what_is_left() == "2 of 2 days are in"
 
 
