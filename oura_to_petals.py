@@ -37,7 +37,7 @@ from pathlib import Path
 from random import uniform
 from time import monotonic, sleep, time
 from typing import Any, TextIO, TypeVar
-from urllib.parse import parse_qs, quote_plus
+from urllib.parse import quote_plus
 
 import httpx
 from dotenv.parser import parse_stream
@@ -1293,17 +1293,16 @@ def pasted_code(pasted: str, state: str, http: Http) -> str:
 
     Raises `Failure` for an address that tells of an error, or was not made for this sign-in.
     """
-    query = parse_qs(pasted.partition("#")[0].rpartition("?")[2])
-    told = {key: query[key][0] for key in ("code", "state", "error") if key in query}
+    told = httpx.QueryParams(pasted.partition("#")[0].rpartition("?")[2])
     if "error" in told:
-        words = http.clean(" ".join([told["error"], *query.get("error_description", ())]))
+        words = http.clean(f"{told['error']} {told.get('error_description', '')}")
         raise Failure(f"Oura did not agree to the sign-in: {words}; run --login again")
-    if not (told or "://" in pasted or pasted in http.settings["OURA_REDIRECT_URI"]):
-        code = pasted
-    elif told.get("state") == state:
+    code = pasted
+    from_address = {"code", "state"} & told.keys() or "://" in pasted
+    if from_address or pasted in http.settings["OURA_REDIRECT_URI"]:
+        if told.get("state") != state:
+            raise Failure("this address is not the end of this sign-in: run --login again")
         code = told.get("code", "")
-    else:
-        raise Failure("this address is not the end of this sign-in: run --login again")
     if not is_printable(code):
         raise Failure("there is no code in what was pasted: run --login again")
     return code
