@@ -79,7 +79,7 @@ class Failure(Exception):  # noqa: N818 - to the user it is none of Python's err
 
     @property
     def final(self) -> bool:
-        """Whether the next request would be refused like this one."""
+        """Whether the next request would be refused like this one, as by a key or a limit."""
         return self.status in (401, 403, 429)
 
 
@@ -150,7 +150,10 @@ class Settings:
         missing = ", ".join(f"{n} ({REQUIRED[n]})" for n in names if n in REQUIRED and not self[n])
         if missing:
             file = self.env_file or "no .env: there is none here, nor beside the script"
-            problems.append(f"not set: {missing}; looked in the environment and in {file}")
+            problems.append(
+                f"not set: {missing}; looked in the environment and in {file} (--env-file names "
+                "another)"
+            )
         for name in names:
             if not (value := self[name]):
                 continue
@@ -275,7 +278,7 @@ class Http:
         self.stop_at = monotonic() + seconds
         names = ("OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
         self.secrets = {settings[name] for name in names if settings[name]}
-        self.uncut = threading.Lock()  # whoever stops the run takes it first
+        self.uncut = threading.Lock()  # held by a renewal; whoever ends the run takes it first
 
     def left(self) -> float:
         """Seconds until the hard stop."""
@@ -673,7 +676,10 @@ class Oura(Service):
                 raise
             data, token = page.get("data"), page.get("next_token")
             if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
-                raise Failure(f"Oura {collection} has no list of objects as data; {FORMAT_CHANGED}")
+                raise Failure(
+                    f"Oura {collection} has no list of objects as data; check {self.address}, "
+                    f"and {FORMAT_CHANGED}"
+                )
             for document in data:
                 day = parse_day(document.get("day"))
                 if day is None or days[-1] <= day <= days[0]:
@@ -689,7 +695,7 @@ class Oura(Service):
 # --- Metrics (map) ----------------------------------------------------------------------------
 
 
-# Gives the day's documents in a collection, or raises the `Failure` of a read that failed.
+# Gives a day's documents in a collection, or raises the `Failure` of a read that failed.
 Look = Callable[[str], Sequence[Document]]
 
 
@@ -700,24 +706,6 @@ def number(value: Any, low: float, high: float, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise Failure(f"Oura {name} is not a number from {low:g} to {high:g}; {FORMAT_CHANGED}")
     return value
-
-
-def duration(documents: Iterable[Document], collection: str, field: str) -> float | None:
-    """The seconds under a field of these documents in all, None where it is null in each."""
-    name = f"{collection} {field}"
-    found = [number(document.get(field), 0, 86_400, name) for document in documents]
-    seconds = [one for one in found if one is not None]
-    return number(sum(seconds), 0, 86_400, name) if seconds else None
-
-
-def sessions(look: Look) -> list[Document]:
-    """The day's real sleep sessions (Oura API 2.0, `PublicSleepType`), the longest first."""
-
-    def length(session: Document) -> float:
-        return duration([session], "sleep", "total_sleep_duration") or 0
-
-    real = [one for one in look("sleep") if one["type"] not in ("rest", "deleted")]
-    return sorted(real, key=length, reverse=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -762,10 +750,17 @@ class Metric:
         Oura API 2.0 has no durations in `daily_sleep`, they are summed over the sessions. A
         server that follows the guide has them there.
         """
-        seconds = duration(look("daily_sleep")[:1], "daily_sleep", self.field)
+        seconds = self.seconds("daily_sleep", look("daily_sleep")[:1])
         if seconds is None:
-            seconds = duration(sessions(look), "sleep", self.field)
+            seconds = self.seconds("sleep", sessions(look))
         return None if seconds is None else int((seconds + 30) // 60)
+
+    def seconds(self, collection: str, documents: Iterable[Document]) -> float | None:
+        """A duration, summed over these documents, None where it is null in each."""
+        low, high, name = 60 * self.low, 60 * self.high, f"{collection} {self.field}"
+        found = [number(document.get(self.field), low, high, name) for document in documents]
+        known = [one for one in found if one is not None]
+        return number(sum(known), low, high, name) if known else None
 
 
 # fmt: off
@@ -809,6 +804,13 @@ METRICS = {metric.slug: metric for metric in (
 )}
 # fmt: on
 DEFAULT_METRICS = ("oura-readiness", "oura-hrv", "oura-sleep-minutes")
+
+
+def sessions(look: Look) -> list[Document]:
+    """The day's real sleep sessions (Oura API 2.0, `PublicSleepType`), the longest first."""
+    total = METRICS["oura-sleep-minutes"]
+    real = [one for one in look("sleep") if one["type"] not in ("rest", "deleted")]
+    return sorted(real, key=lambda one: total.seconds("sleep", [one]) or 0, reverse=True)
 
 
 def choose_metrics(text: str) -> list[Metric]:
@@ -1156,7 +1158,7 @@ class Report:
         self.days = days
         self.console = console
         self.options = options  # of the command that goes on, beside the days
-        self.told = told  # whether stdout and progress tell of the days
+        self.told = told  # whether anything but failures is said of the days
         self.delivered: dict[date, int] = {}  # the observations of each day that is in
         self.empty: set[date] = set()
         self.failures: dict[str, list[date]] = {}  # the days that each text is told of
@@ -1212,7 +1214,7 @@ class Report:
     def problems(self) -> list[str]:
         """What failed, a line for each cause, with the days that it cost."""
         lines = []
-        for text, days in list(self.failures.items()):
+        for text, days in list(self.failures.items()):  # work that was given up may add to them
             which = ", ".join(map(str, days))
             if len(days) > 31 and len(days) == len(self.days):
                 which = f"all days, {days[-1]} to {days[0]}"
@@ -1336,7 +1338,10 @@ def log_in(http: Http, console: Console) -> None:
 
     def sign_in_and_read() -> None:
         SignIn(http).start(code)
-        Oura(http).read("daily_readiness", [date.today()])
+        try:
+            Oura(http).read("daily_readiness", [date.today()])
+        except Failure as failure:
+            raise Failure(f"you are signed in, but Oura was not read: {failure}") from None
 
     http.run(sign_in_and_read)
     console.say(
@@ -1455,6 +1460,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     http = Http(client, settings, RUN_SECONDS + FURTHER_DAY_SECONDS * (len(days) - 1))
     log = logging.getLogger("httpx")
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
+    # a filter and no handler, which would tell of a stderr that takes nothing by a traceback
     log.filters = [lambda record: console.log(http.mask(record.getMessage()))]
     if options.login:
         log_in(http, console)
@@ -1494,5 +1500,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, interrupt)  # from here on it is a KeyboardInterrupt
     raise SystemExit(main())

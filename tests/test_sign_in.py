@@ -230,6 +230,7 @@ class TestLogin:
         signing.oura.fail("/daily_readiness", httpx.Response(403))
         ended = log_in("the-code")
         assert (ended.code, len(ended.problems)) == (1, 1)
+        assert "you are signed in, but" in ended.err
         assert "permission" in ended.err
 
     def test_a_token_that_will_win_is_warned_of(
