@@ -291,7 +291,7 @@ class Http:
             done = begin(work)
             while not done.done() and self.left() > 0:
                 # a short wait, for a Ctrl-C that comes just ahead of it does not end it
-                wait([done], timeout=min(0.5, self.left()))
+                wait([done], timeout=min(0.2, self.left()))
             if not done.done():
                 self.uncut.acquire(timeout=5)
                 raise Failure(f"given up after {seconds:.0f} seconds; try again later")

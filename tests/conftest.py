@@ -4,6 +4,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
-from services import DAY, KEY, TOKEN, GuidePetals, Oura, Petals
+from services import DAY, KEY, TOKEN, GuidePetals, Oura, Petals, hang
 
 import oura_to_petals
 
@@ -60,6 +61,28 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
     monkeypatch.setattr(oura_to_petals, "sleep", waits.append)
     return waits
+
+
+@dataclass
+class Clock:
+    """The clock that runs are limited by. It can be put ahead."""
+
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def to_the_end(self, *_: object) -> None:
+        """Never answer, and by now the run has lasted too long."""
+        self.ahead += 1000
+        hang()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(oura_to_petals, "monotonic", clock)
+    return clock
 
 
 @dataclass

@@ -6,10 +6,8 @@ from datetime import date, timedelta
 
 import httpx
 import pytest
-from conftest import World
-from services import GuidePetals, Petals, hang
-
-import oura_to_petals
+from conftest import Clock, World
+from services import GuidePetals, Petals
 
 TODAY = date.today()
 
@@ -87,11 +85,8 @@ def test_a_read_that_fails_is_a_failure(world: World) -> None:
     assert out.startswith("Petals: ")
 
 
-def test_an_end_that_hangs_leaves_time_for_the_other(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.6)
-    world.oura.fail("/daily_sleep", hang)
+def test_an_end_that_hangs_leaves_time_for_the_other(world: World, clock: Clock) -> None:
+    world.oura.fail("/daily_sleep", clock.to_the_end)
     code, out, err = check(world)
     assert code == 1
     assert "given up" in err

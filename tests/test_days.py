@@ -12,7 +12,7 @@ from datetime import date, timedelta
 
 import httpx
 import pytest
-from conftest import World
+from conftest import Clock, World
 from services import DAY, Petals, hang, readiness
 
 import oura_to_petals
@@ -313,15 +313,13 @@ class TestALongHistoryInSeveralSittings:
         assert (ended.code, len(ended.problems)) == (1, 2)
         assert ended.out.startswith("Pushed 33 observations for 11 of 20 days")
 
-    def test_the_hard_stop_gives_the_command_too(
-        self, week: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", -11.8)
+    def test_the_hard_stop_gives_the_command_too(self, week: World, clock: Clock) -> None:
         for _ in range(2):
             week.petals.fail(BULK, lambda _: None)
-        week.petals.fail(BULK, hang)
+        week.petals.fail(BULK, clock.to_the_end)
         ended = week.run("--days", "7")
         assert ended.code == 1
+        assert "given up after 127 seconds" in ended.err  # two more for each further day
         assert "2 of 7 days are in" in ended.err
         assert f"--date {before(2)} --days 5" in ended.err
 

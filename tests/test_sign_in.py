@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import SCRIPT, Ended, World
+from conftest import SCRIPT, Clock, Ended, World
 from services import KEY, TOKEN, Oura, Petals, hang, local_server
 
 import oura_to_petals
@@ -259,15 +259,11 @@ class TestLogin:
         assert log_in("the-code").code == 0
 
     def test_the_run_is_counted_from_the_paste(
-        self,
-        signing: World,
-        monkeypatch: pytest.MonkeyPatch,
+        self, signing: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 2.25)
-
         class Slow:
             def readline(self) -> str:
-                time.sleep(0.3)
+                clock.ahead += 1000
                 return "the-code"
 
         monkeypatch.setattr(sys, "stdin", Slow())
