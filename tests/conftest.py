@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import oura_to_petals
 
 SCRIPT = Path(oura_to_petals.__file__)
 CONTEXT = ssl.create_default_context()
+# a shell starts what it puts in the background with Ctrl-C ignored, and so all that this starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
