@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import runpy
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,9 +77,17 @@ def test_demo_needs_nothing(cron: Cron) -> None:
     assert "Pushed 12 observations" in ended.out
 
 
-def test_yesterday_is_by_the_machines_own_calendar(cron: Cron) -> None:
-    west, east = (cron("--demo", TZ=zone).out.splitlines()[-1] for zone in ("UTC+12", "UTC-14"))
-    assert west != east
+def test_yesterday_is_by_the_machines_own_calendar(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for zone in ("UTC+12", "UTC-14"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        told.append(world.run("--demo", day=None).out.splitlines()[-1])
+    monkeypatch.undo()
+    time.tzset()
+    assert told[0] != told[1]
 
 
 @pytest.mark.parametrize("closed", ["pipe", "full", "gone"])
@@ -99,10 +109,14 @@ def test_a_stderr_that_takes_nothing_keeps_the_exit_code(served: Served) -> None
     assert done.returncode == 1
 
 
-def test_an_encoding_without_a_dash_is_no_failure(cron: Cron, served: Served) -> None:
-    ended = cron("--date", "2026-06-01", PYTHONIOENCODING="ascii", **served.env)
+def test_an_encoding_without_a_dash_is_no_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    ended = world.run(day="2026-06-01")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith("No Oura data for 2026-06-01")
+    assert stdout.buffer.getvalue().startswith(b"No Oura data for 2026-06-01")
 
 
 def test_ctrl_c_is_exit_130_without_a_traceback(served: Served) -> None:
