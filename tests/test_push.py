@@ -155,6 +155,15 @@ def test_total_sleep_is_the_sum_of_the_real_sessions(
     assert world.petals.stored["2026-06-10"].get("oura_sleep_minutes") == minutes
 
 
+@pytest.mark.parametrize(("in_the_day", "minutes"), [(25_200, 420), (0, 0), (None, 432)])
+def test_a_total_in_daily_sleep_goes_before_the_sessions(
+    world: World, in_the_day: int | None, minutes: int
+) -> None:
+    world.oura.collections["daily_sleep"][0]["total_sleep_duration"] = in_the_day
+    assert world.run().code == 0
+    assert world.petals.stored["2026-06-10"]["oura_sleep_minutes"] == minutes
+
+
 def test_a_session_without_a_type_counts(world: World) -> None:
     del world.oura.collections["sleep"][0]["type"]
     world.run()
@@ -198,6 +207,7 @@ def test_a_session_without_a_type_counts(world: World) -> None:
             {
                 "sleep": [
                     session(seconds=3600, type="sleep", average_hrv=20),
+                    session(seconds=None, average_hrv=30),
                     session(seconds=21_600, average_hrv=61),
                     session(seconds=30_000, type="rest", average_hrv=99),
                 ]

@@ -157,6 +157,8 @@ class TestLogin:
             ("http://localhost:8080/callback/?code=the-code&state=wrong", "not the end"),
             ("http://localhost:8080/callback/?code=the-code", "not the end"),
             ("code=the-code", "not the end"),
+            ("state=STATE", "no code"),
+            ("https://elsewhere.example/", "not the end"),
             ("http://localhost:8080/callback/", "not the end"),
             ("http://localhost/?state=STATE&code=", "no code"),
             ("http://localhost/?state=STATE", "no code"),
