@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from datetime import date, timedelta
 
 import httpx
@@ -333,10 +334,12 @@ class TestALongHistoryInSeveralSittings:
             hang()
 
         week.petals.fail(BULK, interrupt)
+        started = time.monotonic()
         try:
             ended = week.run("--days", "7")
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert time.monotonic() - started < 60
         assert ended.code == 130
         (problem,) = ended.problems
         assert "2 of 7 days are in, go on with: " in problem
