@@ -474,6 +474,7 @@ class SignIn(Service):
         self.file = self.settings.token_file
         self.token_url = self.settings["OURA_TOKEN_URL"]  # where set, it is the only one
         self.failed: Failure | None = None
+        self.one_thread = threading.Lock()  # a thread of this run is no other run
 
     def load(self) -> dict[str, Any]:
         """The tokens in the file; raises `Failure` where it is broken."""
@@ -540,7 +541,7 @@ class SignIn(Service):
         """Keep other threads, other runs and the end of this one off the token file."""
         try:
             self.file.parent.mkdir(0o700, parents=True, exist_ok=True)
-            with open(f"{self.file}.lock", "w", opener=private) as lock:
+            with self.one_thread, open(f"{self.file}.lock", "w", opener=private) as lock:
                 while fcntl:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -581,8 +582,9 @@ class SignIn(Service):
         data = {**form, "client_id": client_id, "client_secret": secret}
         # one more try after a lost answer: the old refresh token is the only one there is
         asking = partial(self.ask, "sign-in", "POST", "", lost_tries=2, data=data)
+        seconds = self.http.left() - 2
         try:
-            answer = begin(asking).result(timeout=self.http.left() - 2)
+            answer = begin(asking).result(timeout=seconds)
         except TimeoutError:
             raise Failure("Oura sign-in gave no whole answer in time; run again") from None
         content = json_object(answer) or {}

@@ -86,7 +86,7 @@ def test_a_read_that_fails_is_a_failure(world: World) -> None:
 
 
 def test_an_end_that_hangs_leaves_time_for_the_other(world: World, clock: Clock) -> None:
-    world.oura.fail("/daily_sleep", clock.to_the_end)
+    world.oura.fail("/daily_sleep", clock.never)
     code, out, err = check(world)
     assert code == 1
     assert "given up" in err

@@ -317,7 +317,7 @@ class TestALongHistoryInSeveralSittings:
     def test_the_hard_stop_gives_the_command_too(self, week: World, clock: Clock) -> None:
         for _ in range(2):
             week.petals.fail(BULK, lambda _: None)
-        week.petals.fail(BULK, clock.to_the_end)
+        week.petals.fail(BULK, clock.never)
         ended = week.run("--days", "7")
         assert ended.code == 1
         assert "given up after 127 seconds" in ended.err  # two more for each further day

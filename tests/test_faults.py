@@ -491,6 +491,14 @@ class TestWhatOnlyARealServerCanDo:
         ended = run("https://hangs.example")
         assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
 
+    def test_a_proxys_port_that_is_none_is_told(
+        self, run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{10**24}")
+        ended = run("https://services.example")
+        assert (ended.code, ended.out, len(ended.problems)) == (1, "", 2)
+        assert "a bug" not in ended.err
+
     def test_a_flood_is_abandoned(
         self, run: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -458,6 +458,14 @@ class TestEveryMorning:
         assert (ended.code, len(ended.problems)) == (1, 1)
         assert "another run" in ended.err
 
+    def test_the_hard_stop_does_not_cut_a_renewal(self, signed_in: World, clock: Clock) -> None:
+        write_tokens(expires_in=0)
+        signed_in.oura.fail("oauth-token", clock.to_the_end)
+        ended = signed_in.run()
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert "given up" in ended.err
+        assert tokens()["refresh_token"] == "refresh-2"
+
     def test_a_token_address_that_never_answers_is_given_up_in_time(
         self, signed_in: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
