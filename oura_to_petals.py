@@ -288,14 +288,14 @@ class Http:
         """Do the work of the run; raises `Failure` at the hard stop, whatever it hangs on."""
         seconds = self.left()
         try:
-            done = begin(work)
-            while not done.done() and self.left() > 0:
+            future = begin(work)
+            while not future.done() and self.left() > 0:
                 # a short wait, for a Ctrl-C that comes just ahead of it does not end it
-                wait([done], timeout=min(0.2, self.left()))
-            if not done.done():
+                wait([future], timeout=min(0.2, self.left()))
+            if not future.done():
                 self.uncut.acquire(timeout=5)
                 raise Failure(f"given up after {seconds:.0f} seconds; try again later")
-            return done.result()
+            return future.result()
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
             self.uncut.acquire(timeout=max(0, self.left()) + 5)
@@ -472,7 +472,6 @@ class SignIn(Service):
     def __init__(self, http: Http) -> None:
         super().__init__(http)
         self.file = self.settings.token_file
-        self.token_url = self.settings["OURA_TOKEN_URL"]  # where set, it is the only one
         self.failed: Failure | None = None
         self.one_thread = threading.Lock()  # a thread of this run is no other run
 
@@ -481,7 +480,7 @@ class SignIn(Service):
         with suppress(OSError, ValueError, RecursionError, AttributeError):
             tokens: dict[str, Any] = json.loads(self.file.read_bytes())
             kept = tokens.get("token_url", TOKEN_ADDRESSES[0])
-            tokens["token_url"] = self.token_url or kept
+            tokens["token_url"] = self.settings["OURA_TOKEN_URL"] or kept
             if (
                 is_printable(tokens.get("access_token"))
                 and is_printable(tokens.get("refresh_token"))
@@ -497,7 +496,8 @@ class SignIn(Service):
         self.http.secrets.add(code)
         redirect_uri = self.settings["OURA_REDIRECT_URI"]
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
-        first, *others = [self.token_url] if self.token_url else TOKEN_ADDRESSES
+        only = self.settings["OURA_TOKEN_URL"]
+        first, *others = [only] if only else TOKEN_ADDRESSES
         with self.alone():
             try:
                 self.trade(first, form)

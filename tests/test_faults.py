@@ -44,6 +44,18 @@ def stand(world: World, path: str) -> object:
     return world.oura if path in READS else world.petals
 
 
+def run_that_fails(world: World, path: str, fault: object) -> tuple[str, int]:
+    """The line of a run that this fault fails, and how often it asked. What was stored stays."""
+    world.run()
+    before = len(stand(world, path).asked(path))
+    stand(world, path).fail(path, fault, times=9)
+    ended = world.run()
+    assert (ended.code, ended.out) == (1, "")
+    (problem,) = ended.problems
+    assert world.petals.stored == {"2026-06-10": THE_THREE}
+    return problem, len(stand(world, path).asked(path)) - before
+
+
 @pytest.mark.parametrize("fault", PASSING, ids=name)
 @pytest.mark.parametrize("path", ["/sleep", LIST, BULK])
 def test_a_fault_that_passes_costs_nothing(
@@ -62,19 +74,13 @@ def test_a_fault_that_passes_costs_nothing(
 def test_a_fault_that_does_not_pass_is_told_after_four_tries(
     world: World, path: str, fault: object
 ) -> None:
-    world.run()
-    before = len(stand(world, path).asked(path))
-    stand(world, path).fail(path, fault, times=9)
-    ended = world.run()
-    assert (ended.code, ended.out) == (1, "")
-    (problem,) = ended.problems
+    problem, asked = run_that_fails(world, path, fault)
     assert problem.startswith("oura_to_petals: 2026-06-10: ")
     assert "Oura" in problem if path in READS else "Petals" in problem
     assert "4 tries" in problem
     if isinstance(fault, httpx.Response) and fault.status_code != 408:
         assert problem.endswith("; try again later")
-    assert len(stand(world, path).asked(path)) - before == 4
-    assert world.petals.stored == {"2026-06-10": THE_THREE}
+    assert asked == 4
 
 
 def test_the_guides_array_may_be_repeated(guide_world: World) -> None:
@@ -185,17 +191,11 @@ def test_a_retry_after_that_does_not_fit_in_the_run_is_not_begun(
 def test_a_fault_that_stays_is_told_and_not_repeated(
     world: World, path: str, fault: object, words: list[str]
 ) -> None:
-    world.run()
-    before = len(stand(world, path).asked(path))
-    stand(world, path).fail(path, fault, times=4)
-    ended = world.run()
-    assert (ended.code, ended.out) == (1, "")
-    (problem,) = ended.problems
+    problem, asked = run_that_fails(world, path, fault)
     for word in words:
         assert word in problem
     if not isinstance(fault, httpx.ReadError):
-        assert len(stand(world, path).asked(path)) - before == 1
-    assert world.petals.stored == {"2026-06-10": THE_THREE}
+        assert asked == 1
 
 
 def test_one_cause_is_one_line_and_two_services_are_two(world: World) -> None:
