@@ -25,8 +25,8 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     # threads that hand one interpreter to each other are faster on one processor than on several
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
-# a shell starts what it puts in the background with Ctrl-C ignored, and so all that this starts
-signal.signal(signal.SIGINT, signal.default_int_handler)
+HANDLERS = {signal.SIGINT: signal.default_int_handler}
+HANDLERS |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Ended:
 
 @pytest.fixture(autouse=True)
 def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No test sees this machine's settings, and none makes a TLS context of its own."""
+    """Hide the settings of this machine, and share one TLS context among the tests."""
     for name in [*oura_to_petals.DEFAULTS, "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -52,8 +52,12 @@ def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
-    monkeypatch.setattr(oura_to_petals, "__file__", str(tmp_path / "beside" / "script.py"))
+    monkeypatch.setattr(oura_to_petals, "SCRIPT", tmp_path / "beside" / "oura_to_petals.py")
     monkeypatch.setattr(httpx, "create_ssl_context", lambda: CONTEXT)
+    oura_to_petals.SECRETS.clear()
+    # Signals may be ignored where the tests are started, and are so after an interrupted run.
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
     return home
 
 
