@@ -365,8 +365,8 @@ def parse_tokens(content: Json) -> dict[str, str]:
 def write_tokens(file: io.BufferedRandom, content: bytes) -> None:
     """Overwrite the token file in one write, and wait until that is on the disk."""
     file.seek(0)
-    file.write(content.strip().ljust(4096))  # always the same size, so that the write is whole
-    file.truncate()
+    file.write(content)
+    file.flush()
     os.fsync(file.fileno())
 
 
@@ -402,7 +402,7 @@ class SignIn(Service):
         with self.locked_file() as file:
             try:
                 tokens = parse_tokens({"token_url": TOKEN_URLS[0], **json.load(file)})
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 reason = f"the tokens in {self.settings['OURA_TOKEN_FILE']} cannot be used"
                 raise RunError(reason, SIGN_IN_AGAIN, 401) from None
             if tokens["access_token"] == refused:
@@ -432,7 +432,8 @@ class SignIn(Service):
         data = {**form, "client_id": client_id, "client_secret": secret}
         with self.http.renewal:
             file.seek(0)
-            write_tokens(file, file.read())  # a full disk must show before the token is spent
+            old = file.read() or b" " * 4096
+            write_tokens(file, old)  # a full disk must show before the token is spent
             # A lost answer is worth another try: the token may not have been spent.
             answer = self.request("POST", "", max_lost=2, data=data)
             kept = {name: value for name, value in answer.items() if value}
@@ -441,7 +442,7 @@ class SignIn(Service):
             except ValueError:
                 reason = f"{self.name} answered with no usable tokens"
                 raise RunError(reason, SIGN_IN_AGAIN) from None
-            write_tokens(file, json.dumps(tokens).encode())
+            write_tokens(file, json.dumps(tokens).encode().ljust(len(old)))
         return tokens
 
 
