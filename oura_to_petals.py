@@ -34,8 +34,7 @@ try:
     import httpx
     from dotenv import dotenv_values
 except ModuleNotFoundError:
-    way = "run this script with .venv/bin/python or with uv run"
-    sys.stderr.write(f"oura_to_petals: httpx or python-dotenv is not installed: {way}\n")
+    sys.stderr.write("oura_to_petals: httpx is missing: run it with .venv/bin/python or uv run\n")
     raise SystemExit(2) from None
 try:
     import fcntl
@@ -55,6 +54,7 @@ MAX_DAYS = 3660
 DAYS_PER_READ = 366
 RUN_SECONDS = 115.0  # for one day, and 2 for each further day
 MAX_ATTEMPTS = 4
+NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 MAX_DELAY = 60.0  # seconds between two attempts
 MAX_BYTES = 8 * 2**20
 MAX_PAGES = 200
@@ -63,14 +63,15 @@ MAX_PAGES = 200
 class RunError(Exception):
     """A failure that the user is told in one line: the reason and what to do. Exit code 1.
 
-    `status` is the HTTP status of the answer, or 0. `ends_run` is true if every other request
-    would fail as well, because a key is refused or a rate limit is reached.
+    `status` and `retry_after` are from the answer. `ends_run` is true if a key is refused or a
+    rate limit is reached, so that every other request would fail as well.
     """
+
+    ends_run = False
 
     def __init__(self, reason: str, advice: str = "", status: int = 0, retry_after: str = ""):
         self.reason, self.advice = reason, advice
         self.status, self.retry_after = status, retry_after
-        self.ends_run = status in (401, 403, 429)
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
@@ -119,8 +120,7 @@ class Settings(dict[str, str]):
 
     env_file: Path | None = None
 
-    def __repr__(self) -> str:
-        return f"Settings({list(self)})"  # without the values
+    __repr__ = object.__repr__  # without the values
 
     def for_oura(self) -> tuple[str, ...]:
         """Return the names of the settings that are needed to read Oura."""
@@ -151,8 +151,7 @@ class Settings(dict[str, str]):
 
 def load_settings(path: Path | None) -> Settings:
     """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
-    places = (Path(".env"), SCRIPT.with_name(".env"))
-    path = path or next((place for place in places if place.is_file()), None)
+    path = path or next(filter(Path.is_file, (Path(".env"), SCRIPT.with_name(".env"))), None)
     try:
         content = path.read_bytes() if path else b""
     except OSError as error:
@@ -226,16 +225,12 @@ class Http:
         keys = ("OURA_TOKEN", "OURA_CLIENT_SECRET", "PETALS_API_KEY")
         SECRETS.update(settings[key] for key in keys if settings[key])
 
-    def remaining(self) -> float:
-        """Return the seconds until the time limit."""
-        return self.deadline - monotonic()
-
     def run(self, work: Callable[[], T]) -> T:
         """Return the result of a function, or raise `RunError` at the time limit."""
         self.deadline = monotonic() + self.seconds
         future = start(work)
         try:
-            while not future.done() and self.remaining() > 0:
+            while not future.done() and monotonic() < self.deadline:
                 wait([future], 0.2)  # short, because a signal just before it does not end it
         except KeyboardInterrupt:
             for number in SIGNALS:
@@ -244,21 +239,17 @@ class Http:
         finally:
             if not future.done():
                 # Let a renewal end, because its refresh token is spent and the next not yet kept.
-                self.renewal.acquire(timeout=max(0, self.remaining()) + 5)
+                self.renewal.acquire(timeout=max(0, self.deadline - monotonic()) + 5)
         if not future.done():
             names = ", ".join(sorted(set(self.pending))) or "the services"
             raise RunError(f"no answer from {names} within {self.seconds:.0f} seconds")
         return future.result()
 
 
-NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
-
-
 def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) -> float | None:
     """Return the delay before the next attempt in seconds, or None to give up.
 
-    There are `MAX_ATTEMPTS` if the request was surely not processed, otherwise `max_lost`, as
-    long as the delay fits into the `remaining` seconds of the run.
+    There are `MAX_ATTEMPTS` if the request was surely not processed, otherwise `max_lost`.
     """
     cause = error.__cause__
     may_pass = error.status in (408, 429, 500, 502, 503, 504)
@@ -270,10 +261,10 @@ def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) 
     delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
     if re.fullmatch("[0-9]+", error.retry_after):
         delay = float(error.retry_after)
-    if delay <= min(MAX_DELAY, remaining):
-        return delay
-    error.advice = f"try again in {delay:.0f} seconds"
-    return None
+    if delay > min(MAX_DELAY, remaining):
+        error.advice = f"try again in {delay:.0f} seconds"
+        return None
+    return delay
 
 
 class Service:
@@ -284,7 +275,7 @@ class Service:
     url_setting: str
     key_settings: str
     headers: Mapping[str, str] = {}
-    advice: Mapping[int, str] = {}  # by HTTP status
+    advice: Mapping[int, str] = {}  # for the statuses that end a run
 
     def __init__(self, http: Http) -> None:
         self.http = http
@@ -300,7 +291,8 @@ class Service:
                 try:
                     return self.send(name, method, path, content)
                 except RunError as error:
-                    delay = retry_delay(error, attempt, max_lost, self.http.remaining())
+                    remaining = self.http.deadline - monotonic()
+                    delay = retry_delay(error, attempt, max_lost, remaining)
                     if delay is None:
                         error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                         raise
@@ -340,7 +332,9 @@ class Service:
             said = "no JSON object" if status < 300 else f"a redirect to {target}, not followed"
             advice = f"check {self.url_setting}"
         reason = f"{name} answered {status}{said and f': {said}'}"
-        raise RunError(reason, advice, status, headers.get("Retry-After", ""))
+        refusal = RunError(reason, advice, status, headers.get("Retry-After", ""))
+        refusal.ends_run = status in self.advice or status == 429
+        raise refusal
 
 
 # --- Oura (read) ------------------------------------------------------------------------------
@@ -352,12 +346,13 @@ TOKEN_URLS = (
 SIGN_IN_AGAIN = "sign in again with --login"
 
 
-def parse_tokens(content: Json) -> dict[str, str]:
-    """Return the tokens in a file or an answer. Raises `ValueError` if one cannot be used."""
+def parse_tokens(content: Any, source: str) -> dict[str, str]:
+    """Return the tokens in a file or an answer. Raises `RunError` if they cannot be used."""
+    found = content if isinstance(content, dict) else {}
     names = ("access_token", "refresh_token", "token_url")
-    tokens = {name: str(content.get(name) or "") for name in names}
+    tokens = {name: str(found.get(name) or "") for name in names}
     if not all(re.fullmatch("[!-~]+", value) for value in tokens.values()):
-        raise ValueError
+        raise RunError(f"the tokens in {source} cannot be used", SIGN_IN_AGAIN)
     SECRETS.update((tokens["access_token"], tokens["refresh_token"]))
     return tokens
 
@@ -373,9 +368,8 @@ def write_tokens(file: io.BufferedRandom, content: bytes) -> None:
 class SignIn(Service):
     """The OAuth2 tokens of `--login` (RFC 6749).
 
-    A refresh token works once and is answered with the next one. The token file is overwritten in
-    place, so that it holds either the old tokens or the new ones whatever happens, and is locked
-    meanwhile, so that other runs wait for the new ones.
+    A refresh token works once and is answered with the next one. The token file is locked and
+    overwritten in place, so that it always holds either the old tokens or the new ones.
     """
 
     name = "Oura sign-in"
@@ -394,17 +388,17 @@ class SignIn(Service):
                     fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
         except OSError as error:
-            problem = f"OURA_TOKEN_FILE: {path} cannot be used: {error.strerror}"
-            raise SettingsError(problem) from None
+            raise SettingsError(
+                f"OURA_TOKEN_FILE: {path} cannot be used: {error.strerror}"
+            ) from None
 
     def access_token(self, refused: str = "") -> str:
         """Return the access token, renewed if it is the refused one. Raises `RunError`."""
         with self.locked_file() as file:
-            try:
-                tokens = parse_tokens({"token_url": TOKEN_URLS[0], **json.load(file)})
-            except (ValueError, TypeError, RecursionError):
-                reason = f"the tokens in {self.settings['OURA_TOKEN_FILE']} cannot be used"
-                raise RunError(reason, SIGN_IN_AGAIN, 401) from None
+            content: Any = None
+            with suppress(ValueError, RecursionError):
+                content = json.load(file)
+            tokens = parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
             if tokens["access_token"] == refused:
                 form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
                 url = self.settings["OURA_TOKEN_URL"] or tokens["token_url"]
@@ -437,16 +431,12 @@ class SignIn(Service):
             # A lost answer is worth another try: the token may not have been spent.
             answer = self.request("POST", "", max_lost=2, data=data)
             kept = {name: value for name, value in answer.items() if value}
-            try:
-                tokens = parse_tokens({**form, **kept, "token_url": url})  # RFC 6749, 6
-            except ValueError:
-                reason = f"{self.name} answered with no usable tokens"
-                raise RunError(reason, SIGN_IN_AGAIN) from None
+            content = {**form, **kept, "token_url": url}  # without a new one, the old one stays
+            tokens = parse_tokens(content, "the answer of Oura")
             write_tokens(file, json.dumps(tokens).encode().ljust(len(old)))
         return tokens
 
 
-COLLECTIONS = ("daily_readiness", "daily_sleep", "sleep")
 LOOK_FOR_UPDATE = "if it stays so, look for a newer version of this script"
 ByDay = Mapping[date | None, list[Json]]  # documents; None: those whose day cannot be read
 
@@ -495,8 +485,9 @@ class Oura(Service):
     def read_all(self, days: Sequence[date], metrics: Sequence[Metric]) -> dict[str, ByDay]:
         """Read the three collections at once, with the current token. Raises `RunError`."""
         self.headers = {"Authorization": f"Bearer {self.token}"}
-        reads = {name: start(partial(self.read_pages, name, days)) for name in COLLECTIONS}
-        found = {name: reads[name].result() for name in ("daily_readiness", "daily_sleep")}
+        names = ("daily_readiness", "daily_sleep", "sleep")
+        reads = {name: start(partial(self.read_pages, name, days)) for name in names}
+        found = {name: reads[name].result() for name in names[:2]}
         try:
             found["sleep"] = reads["sleep"].result()
         except RunError:
@@ -520,8 +511,7 @@ class Oura(Service):
             page = self.request("GET", name, params=params)
             data = page.get("data")
             if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
-                advice = f"check OURA_HOST; {LOOK_FOR_UPDATE}"
-                raise RunError(f"Oura {name} has no list of objects as data", advice)
+                raise RunError(f"Oura {name} has no list of objects as data", "check OURA_HOST")
             for document in data:
                 day = parse_day(document.get("day"))
                 if day is None or days[-1] <= day <= days[0]:
@@ -533,8 +523,6 @@ class Oura(Service):
 
 
 # --- Metrics (map) ----------------------------------------------------------------------------
-
-Documents = Mapping[str, Sequence[Json]]  # of one day, by collection
 
 
 class Metric(NamedTuple):
@@ -568,25 +556,21 @@ class Metric(NamedTuple):
         reason = f"Oura {collection} {self.field} is not a number from {low:g} to {high:g}"
         raise RunError(reason, LOOK_FOR_UPDATE)
 
-    def value(self, documents: Documents) -> float | None:
+    def value(self, documents: Mapping[str, list[Json]]) -> float | None:
         """Return the value of a day, or None if Oura has none. Raises `RunError`."""
         if self.unit == "minutes":
-            # Oura API 2.0 has durations in `sleep` only, Petals' published guide has one here.
-            seconds = self.seconds(documents["daily_sleep"][:1], "daily_sleep")
-            if seconds is None:
-                seconds = self.seconds(documents["sleep"], "sleep")
-            return None if seconds is None else (seconds + 30) // 60
+            # Oura API 2.0 has durations only in `sleep`, Petals' published guide in `daily_sleep`.
+            for name in ("daily_sleep", "sleep"):
+                seconds = [self.check(item.get(self.field), name, 60) for item in documents[name]]
+                if known := [value for value in seconds if value is not None]:
+                    self.check(sum(known), name, 60)
+                    return (sum(known) + 30) // 60
+            return None
         value: Any = next(iter(documents[self.collection]), None)
         for key in self.field.split("."):
             if value is not None:
                 value = value.get(key) if isinstance(value, dict) else "no object"
         return self.check(value, self.collection)
-
-    def seconds(self, documents: Iterable[Json], collection: str) -> float | None:
-        """Return the sum of a duration in seconds, or None if no document has it."""
-        values = [self.check(item.get(self.field), collection, 60) for item in documents]
-        known = [value for value in values if value is not None]
-        return self.check(sum(known), collection, 60) if known else None
 
 
 # fmt: off
@@ -651,8 +635,8 @@ def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Met
     """Return the night in the documents of a day. Raises `RunError` for an impossible value."""
     # Rejected and deleted sessions do not count (Oura API 2.0, `PublicSleepType`).
     real = [item for item in documents["sleep"] if item.get("type") not in ("rest", "deleted")]
-    real.sort(key=lambda item: TOTAL_SLEEP.seconds([item], "sleep") or 0, reverse=True)
-    documents = {**documents, "sleep": real}
+    real.sort(key=lambda item: TOTAL_SLEEP.check(item.get(TOTAL_SLEEP.field), "sleep", 60) or 0)
+    documents = {**documents, "sleep": real[::-1], "daily_sleep": documents["daily_sleep"][:1]}
     values = {metric: metric.value(documents) for metric in metrics}
     known = {}
     for slug in ("oura-sleep-minutes", "oura-readiness", "oura-hrv-ms", "oura-hrv"):
@@ -720,12 +704,15 @@ class Petals(Service):
         known = self.metrics or {}
         labels = {str(item.get("label")).lower(): slug for slug, item in known.items()}
         reasons: dict[str, str] = {}
+        unknown: dict[str, list[str]] = defaultdict(list)
         for metric in dict.fromkeys(metric for night in nights for metric in night.values):
             if self.metrics is None or metric.key in {*known, *self.proposed}:
                 continue
             self.proposed.add(metric.key)
             if slug := labels.get(metric.label.lower()):
-                reasons[metric.key] = f"your metric {clean(slug)} has the same label; {RENAME_IT}"
+                unknown[f"your metric {clean(slug)} has the same label; {RENAME_IT}"] += [
+                    metric.key
+                ]
                 continue
             words = {"slug": metric.key, "description": metric.description}
             limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
@@ -740,17 +727,13 @@ class Petals(Service):
                 reasons[metric.key] = f"{error.reason}; the next run tries again"
         if reasons:
             self.load_metrics()  # it decides, as another run may define the same metrics
-        unknown: dict[str, list[str]] = defaultdict(list)
         for key, reason in reasons.items():
             if key not in (self.metrics or {}):
                 unknown[reason].append(key)
         return unknown
 
     def push(self, night: Night) -> int:
-        """Replace the day of a night in Petals; return how many observations it has then.
-
-        Raises `RunError` unless the answer says that all of them are stored.
-        """
+        """Replace a day in Petals; return how many observations are stored. Raises `RunError`."""
         body: Any = night.observations
         slugs = [metric.slug for metric in night.values]
         if self.metrics is not None:
@@ -765,8 +748,7 @@ class Petals(Service):
         if errors := answer.get("errors"):
             refused = clean(errors)
             with suppress(TypeError, KeyError, IndexError):
-                said = [(slugs[e["index"]], f"{e.get('code')} {e.get('message')}") for e in errors]
-                refused = "; ".join(f"{slug}: {clean(text)}" for slug, text in said)
+                refused = "; ".join(f"{slugs[entry['index']]}: {clean(entry)}" for entry in errors)
             raise RunError(f"Petals refused {refused}")
         # An array server may answer with the id of a job only.
         stored = answer.get("inserted", len(slugs) if self.metrics is None else None)
@@ -804,16 +786,14 @@ class Transfer:
         self.command = http.settings.command
         self.sends = not (options.check or options.dry_run)
         self.shows_days = self.sends and (options.verbose or len(days) == 1)
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.shows_progress = self.sends and terminal and not (options.quiet or self.shows_days)
+        self.shows_progress = self.sends and not (options.quiet or self.shows_days)
         self.sent: list[date] = []
-        self.observations = 0
-        self.empty = 0
+        self.observations = self.empty = 0
         self.failures: dict[str, list[date]] = {}  # the days that each problem cost
 
     def progress(self, day: date | None = None) -> None:
         """Show on a terminal which day is at hand, or remove that line."""
-        if self.shows_progress:
+        if self.shows_progress and sys.stderr and sys.stderr.isatty():
             done = f"{(self.days[0] - day).days} of {len(self.days)} days, {day}" if day else ""
             say(f"\r\x1b[K{done}", sys.stderr, end="")
 
@@ -857,7 +837,7 @@ class Transfer:
             for night in nights:
                 self.progress(night.day)
                 try:
-                    self.note(night, self.petals.push(night) if night.values else 0)
+                    self.send_night(night)
                     failed_days = 0
                 except RunError as error:
                     if error.ends_run:
@@ -867,17 +847,18 @@ class Transfer:
                 if failed_days == 5:
                     raise RunError("stopped after five failed days in a row")
 
-    def note(self, night: Night, observations: int) -> None:
-        """Note how many observations of a night were sent."""
-        text = f"Pushed {observations} observation{'s' * (observations != 1)} for {night.day}."
+    def send_night(self, night: Night) -> None:
+        """Send a night if it has values, and note the result. Raises `RunError`."""
+        text = ""
         if not night.values:
             self.empty += 1
             text = f"No Oura data for {night.day} — nothing pushed."
-        elif observations:
+        elif number := self.petals.push(night):
             self.sent.append(night.day)
-            self.observations += observations
-            text += f" {night.sentence}." if night.sentence else ""
-        if self.shows_days and (observations or not night.values):
+            self.observations += number
+            sentence = night.sentence and f" {night.sentence}."
+            text = f"Pushed {number} observation{'s' * (number != 1)} for {night.day}.{sentence}"
+        if text and self.shows_days:
             say(text)
 
     def print(self) -> None:
@@ -904,9 +885,8 @@ class Transfer:
             logging.error(f"{format_days(days)}: {problem}" if days else problem)
         total = len(self.days)
         if self.empty == total > 1:
-            logging.error(
-                f"no Oura data for {format_days(self.days)}: has the Oura app been opened?"
-            )
+            asked = format_days(self.days)
+            logging.error(f"no Oura data for {asked}: has the Oura app been opened?")
         if self.sends and total > 1:
             span = " to ".join(sorted({str(day) for day in self.sent[:1] + self.sent[-1:]}))
             sent = f"{len(self.sent)} of {total} days{span and f', {span}'}"
@@ -916,7 +896,7 @@ class Transfer:
         return 1 if self.failures else 0
 
 
-DEMO_SETTINGS = {"OURA_TOKEN": "demo", "PETALS_API_KEY": "petals-demo", "OURA_METRICS": "all"}
+DEMO = {"OURA_TOKEN": "demo", "PETALS_API_KEY": "petals-demo", "OURA_METRICS": "all"}
 # fmt: off
 DEMO_NIGHT: Json = {  # the fields of all three collections
     "score": 82, "contributors": {"hrv_balance": 77}, "temperature_deviation": -0.1,
@@ -932,9 +912,8 @@ def demo_client() -> httpx.Client:
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
-            params = request.url.params
-            first, last = map(date.fromisoformat, (params["start_date"], params["end_date"]))
-            days = [str(first + n * ONE_DAY) for n in range((last - first).days)]
+            first = date.fromisoformat(request.url.params["start_date"])
+            days = [str(first + n * ONE_DAY) for n in range(DAYS_PER_READ + 1)]
             return httpx.Response(200, json={"data": [{"day": day, **DEMO_NIGHT} for day in days]})
         for row in json.loads(request.content):
             say(f"{row['metric']['label']:<28}{row['value']:>6} {row['metric']['unit']}")
@@ -1014,36 +993,28 @@ def log_in(http: Http) -> None:
     if sys.stdout is not None and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
         webbrowser.open(url)
 
-    def exchange_and_read(code: str) -> None:
-        sign_in.exchange(code)
-        try:
-            Oura(http).read([date.today()], [])
-        except RunError as error:
-            raise RunError(f"you are signed in, but Oura could not be read: {error}") from None
-
     for asks_left in (3, 2, 1, 0):
         text, show = answers.get()
         found = httpx.QueryParams(text.partition("#")[0].rpartition("?")[2])
         code = found.get("code", "") if found.get("state") == state else text
         try:
-            if not text:
-                raise RunError("the input ended before the sign-in", "run --login again")
             if refusal := found.get("error"):
                 said = clean(f"{refusal} {found.get('error_description', '')}")
                 raise RunError(f"Oura refused the sign-in: {said}", "run --login again")
             if re.fullmatch(KEY, code, re.ASCII):
-                http.run(partial(exchange_and_read, code))
+                http.run(partial(sign_in.exchange, code))
                 break
-            wanted = f"it begins with {redirect_uri} and contains code="
-            if not asks_left:
-                raise RunError(f"this is not the address either: {wanted}", "run --login again")
+            if not text or not asks_left:
+                raise RunError("no address of this sign-in was pasted", "run --login again")
         except RunError as error:
             show(str(error))
             raise
+        wanted = f"it begins with {redirect_uri} and contains code="
         say(f"This is not the address of this sign-in: {wanted}. Paste it here:")
     show("You are signed in. You can close this tab.")
     say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
-    say(f"Next, check both services: {settings.command('--check')}")
+    http.run(partial(Oura(http).read, [date.today()], []))
+    say(f"Oura was read. Next, check both services: {settings.command('--check')}")
     if settings["OURA_TOKEN"]:
         logging.warning("OURA_TOKEN is set and wins: remove it to use the sign-in")
 
@@ -1122,17 +1093,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Do what the options ask for and return the exit code. Raises `RunError`."""
-    demo = options.demo
-    settings = Settings(DEFAULTS | DEMO_SETTINGS) if demo else load_settings(options.env_file)
-    file = settings.env_file
-    if file and os.name == "posix" and file.stat().st_mode & 0o044:
+    settings = Settings(DEFAULTS | DEMO) if options.demo else load_settings(options.env_file)
+    if (file := settings.env_file) and os.name == "posix" and file.stat().st_mode & 0o044:
         logging.warning(f"others can read your keys: run chmod 600 {shlex.quote(str(file))}")
-    choose_metrics(settings["OURA_METRICS"])  # an unknown one is told before anything else
     if options.login:
         settings.check("OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL", *SIGN_IN)
     elif not options.check:
         settings.check(*settings.for_oura(), *(() if options.dry_run else PETALS))
-    client = demo_client() if demo else open_client()
+    client = demo_client() if options.demo else open_client()
     if options.check:
         return check(client, settings, options)
     days = [day for n in range(options.days) if (day := options.date - n * ONE_DAY) >= FIRST_DAY]
@@ -1163,9 +1131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
     logging.raiseExceptions = False  # it is no failure if nobody can read stderr
-    quiet = options.quiet and not options.login
     try:
-        with redirect_stdout(None) if quiet else nullcontext():
+        with redirect_stdout(None) if options.quiet and not options.login else nullcontext():
             return run(options)
     except RunError as error:
         logging.error(error)
