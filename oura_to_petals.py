@@ -34,7 +34,7 @@ try:
     import httpx
     from dotenv import dotenv_values
 except ModuleNotFoundError:
-    sys.stderr.write("oura_to_petals: httpx is missing: run it with .venv/bin/python or uv run\n")
+    sys.stderr.write("oura_to_petals: httpx or dotenv is missing: use .venv/bin/python or uv run\n")
     raise SystemExit(2) from None
 try:
     import fcntl
@@ -63,15 +63,14 @@ MAX_PAGES = 200
 class RunError(Exception):
     """A failure that the user is told in one line: the reason and what to do. Exit code 1.
 
-    `status` and `retry_after` are from the answer. `ends_run` is true if a key is refused or a
-    rate limit is reached, so that every other request would fail as well.
+    `status` and `retry_after` are from the answer. `ends_run` means that every other request would
+    fail as well, because a key is refused or a rate limit is reached.
     """
-
-    ends_run = False
 
     def __init__(self, reason: str, advice: str = "", status: int = 0, retry_after: str = ""):
         self.reason, self.advice = reason, advice
         self.status, self.retry_after = status, retry_after
+        self.ends_run = False
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
@@ -664,9 +663,9 @@ RENAME_IT = "rename that metric in Petals and run again"
 class Petals(Service):
     """The metrics of a Petals server, of which there are two kinds.
 
-    Most have a list of metrics, know them by slug once they are defined, and keep a day under a
-    `sourceExternalId`. A server as in Petals' published guide, called an array server here, has no
-    list and takes an array of observations, each with its metric inside.
+    Most have a list of metrics, which are known by slug once they are defined, and replace a day
+    by its `sourceExternalId`. An array server, as in Petals' published guide, has no list and takes
+    an array of observations, each with its metric inside.
     """
 
     name = "Petals"
@@ -699,7 +698,7 @@ class Petals(Service):
         """Define new metrics, and return the slugs that stay unknown, by reason. Raises `RunError`.
 
         Petals creates a definition before it refuses a value that is out of range (measured with
-        version 2.1.0). So such a value is sent with it, and none is stored.
+        version 2.1.0), so such a value is sent and none is stored.
         """
         known = self.metrics or {}
         labels = {str(item.get("label")).lower(): slug for slug, item in known.items()}
@@ -753,8 +752,9 @@ class Petals(Service):
         # An array server may answer with the id of a job only.
         stored = answer.get("inserted", len(slugs) if self.metrics is None else None)
         if type(stored) is not int or stored < len(slugs):
-            reason = f"Petals stored {clean(stored)} of {len(slugs)} observations"
-            raise RunError(reason, "try again later")
+            raise RunError(
+                f"Petals stored {clean(stored)} of {len(slugs)} observations", "run again"
+            )
         return len(slugs)
 
 
@@ -901,8 +901,8 @@ DEMO = {"OURA_TOKEN": "demo", "PETALS_API_KEY": "petals-demo", "OURA_METRICS": "
 DEMO_NIGHT: Json = {  # the fields of all three collections
     "score": 82, "contributors": {"hrv_balance": 77}, "temperature_deviation": -0.1,
     "total_sleep_duration": 25_920, "deep_sleep_duration": 5_400, "rem_sleep_duration": 6_120,
-    "light_sleep_duration": 14_400, "efficiency": 91, "average_hrv": 54,
-    "lowest_heart_rate": 48, "average_breath": 14.5,
+    "light_sleep_duration": 14_400, "efficiency": 91, "average_hrv": 54, "lowest_heart_rate": 48,
+    "average_breath": 14.5,
 }
 # fmt: on
 
@@ -1009,8 +1009,9 @@ def log_in(http: Http) -> None:
         except RunError as error:
             show(str(error))
             raise
-        wanted = f"it begins with {redirect_uri} and contains code="
-        say(f"This is not the address of this sign-in: {wanted}. Paste it here:")
+        say(
+            f"This is not it. The address begins with {redirect_uri} and contains code=. Try again:"
+        )
     show("You are signed in. You can close this tab.")
     say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
     http.run(partial(Oura(http).read, [date.today()], []))
