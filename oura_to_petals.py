@@ -290,8 +290,7 @@ class Service:
                 try:
                     return self.send(name, method, path, content)
                 except RunError as error:
-                    remaining = self.http.deadline - monotonic()
-                    delay = retry_delay(error, attempt, max_lost, remaining)
+                    delay = retry_delay(error, attempt, max_lost, self.http.deadline - monotonic())
                     if delay is None:
                         error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                         raise
@@ -709,9 +708,8 @@ class Petals(Service):
                 continue
             self.proposed.add(metric.key)
             if slug := labels.get(metric.label.lower()):
-                unknown[f"your metric {clean(slug)} has the same label; {RENAME_IT}"] += [
-                    metric.key
-                ]
+                reason = f"your metric {clean(slug)} has the same label; {RENAME_IT}"
+                unknown[reason].append(metric.key)
                 continue
             words = {"slug": metric.key, "description": metric.description}
             limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
@@ -750,11 +748,9 @@ class Petals(Service):
                 refused = "; ".join(f"{slugs[entry['index']]}: {clean(entry)}" for entry in errors)
             raise RunError(f"Petals refused {refused}")
         # An array server may answer with the id of a job only.
-        stored = answer.get("inserted", len(slugs) if self.metrics is None else None)
-        if type(stored) is not int or stored < len(slugs):
-            raise RunError(
-                f"Petals stored {clean(stored)} of {len(slugs)} observations", "run again"
-            )
+        kept = answer.get("inserted", len(slugs) if self.metrics is None else None)
+        if type(kept) is not int or kept < len(slugs):
+            raise RunError(f"Petals stored {clean(kept)} of {len(slugs)} observations", "run again")
         return len(slugs)
 
 
@@ -783,10 +779,10 @@ class Transfer:
     def __init__(self, http: Http, days: list[date], options: argparse.Namespace) -> None:
         self.oura, self.petals, self.days = Oura(http), Petals(http), days
         self.metrics = choose_metrics(http.settings["OURA_METRICS"])
-        self.command = http.settings.command
         self.sends = not (options.check or options.dry_run)
-        self.shows_days = self.sends and (options.verbose or len(days) == 1)
-        self.shows_progress = self.sends and not (options.quiet or self.shows_days)
+        shows_days = self.sends and (options.verbose or len(days) == 1)
+        self.show_day: Callable[[str], None] = say if shows_days else lambda _: None
+        self.shows_progress = self.sends and not (options.quiet or shows_days)
         self.sent: list[date] = []
         self.observations = self.empty = 0
         self.failures: dict[str, list[date]] = {}  # the days that each problem cost
@@ -848,18 +844,15 @@ class Transfer:
                     raise RunError("stopped after five failed days in a row")
 
     def send_night(self, night: Night) -> None:
-        """Send a night if it has values, and note the result. Raises `RunError`."""
-        text = ""
+        """Send a night, if it has values, and note the result. Raises `RunError`."""
         if not night.values:
             self.empty += 1
-            text = f"No Oura data for {night.day} — nothing pushed."
+            self.show_day(f"No Oura data for {night.day} — nothing pushed.")
         elif number := self.petals.push(night):
             self.sent.append(night.day)
             self.observations += number
-            sentence = night.sentence and f" {night.sentence}."
-            text = f"Pushed {number} observation{'s' * (number != 1)} for {night.day}.{sentence}"
-        if text and self.shows_days:
-            say(text)
+            pushed = f"Pushed {number} observation{'s' * (number != 1)} for {night.day}."
+            self.show_day(f"{pushed} {night.sentence}." if night.sentence else pushed)
 
     def print(self) -> None:
         """Print what would be sent. Raises `RunError` if Oura cannot be read."""
@@ -874,8 +867,8 @@ class Transfer:
         first = self.sent[-1] - ONE_DAY if self.sent else self.days[0]
         text = f"{problem}; {len(self.sent)} of {len(self.days)} days are in"
         if remaining := (first - self.days[-1]).days + 1:
-            again = self.command("--date", str(first), "--days", str(remaining))
-            text += f", go on with: {again}"
+            options = ("--date", str(first), "--days", str(remaining))
+            text += f", go on with: {self.oura.settings.command(*options)}"
         return self.fail(text)
 
     def close(self) -> int:
@@ -1009,9 +1002,7 @@ def log_in(http: Http) -> None:
         except RunError as error:
             show(str(error))
             raise
-        say(
-            f"This is not it. The address begins with {redirect_uri} and contains code=. Try again:"
-        )
+        say(f"Wrong address: it begins with {redirect_uri} and contains code=. Paste it again:")
     show("You are signed in. You can close this tab.")
     say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
     http.run(partial(Oura(http).read, [date.today()], []))
