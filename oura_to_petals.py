@@ -346,7 +346,7 @@ SIGN_IN_AGAIN = "sign in again with --login"
 
 def parse_tokens(content: Any, source: str) -> dict[str, str]:
     """Return the tokens in a file or an answer. Raises `RunError` if they cannot be used."""
-    found = content if isinstance(content, dict) else {}
+    found = {"token_url": TOKEN_URLS[0], **content} if isinstance(content, dict) else {}
     names = ("access_token", "refresh_token", "token_url")
     tokens = {name: str(found.get(name) or "") for name in names}
     if not all(re.fullmatch("[!-~]+", value) for value in tokens.values()):
@@ -386,9 +386,7 @@ class SignIn(Service):
                     fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
         except OSError as error:
-            raise SettingsError(
-                f"OURA_TOKEN_FILE: {path} cannot be used: {error.strerror}"
-            ) from None
+            raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
 
     def access_token(self, refused: str = "") -> str:
         """Return the access token, renewed if it is the refused one. Raises `RunError`."""
@@ -476,8 +474,8 @@ class Oura(Service):
         except RunError as error:
             if error.status != 401 or not self.sign_in or self.renewed:
                 raise
-        self.renewed = True  # at most once in a run
         self.token = self.sign_in.access_token(refused=self.token)
+        self.renewed = True  # not more than once in a run
         return self.read_all(days, metrics)
 
     def read_all(self, days: Sequence[date], metrics: Sequence[Metric]) -> dict[str, ByDay]:
