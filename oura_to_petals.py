@@ -488,9 +488,9 @@ class Oura(Service):
             found["sleep"] = reads["sleep"].result()
         except RunError:
             # Petals' published guide has the total of the day in `daily_sleep` and needs no more.
-            totals = [item.get(TOTAL_SLEEP.field) for item in chain(*found["daily_sleep"].values())]
+            totals = [item.get(TOTAL.field) for item in chain(*found["daily_sleep"].values())]
             needed = [metric for metric in metrics if metric.collection == "sleep"]
-            if not totals or None in totals or needed not in ([], [TOTAL_SLEEP]):
+            if not totals or None in totals or needed not in ([], [TOTAL]):
                 raise
             found["sleep"] = {}
         return found
@@ -562,7 +562,10 @@ class Metric(NamedTuple):
                     self.check(sum(known), name, 60)
                     return (sum(known) + 30) // 60
             return None
-        value: Any = next(iter(documents[self.collection]), None)
+        docs = documents[self.collection]
+        if self.collection == "sleep":  # the longest session first
+            docs = sorted(docs, key=lambda s: -(TOTAL.check(s.get(TOTAL.field), "sleep", 60) or 0))
+        value: Any = docs[0] if docs else None
         for key in self.field.split("."):
             if value is not None:
                 value = value.get(key) if isinstance(value, dict) else "no object"
@@ -597,7 +600,7 @@ METRICS = {row[0]: Metric(*row) for row in (
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
-TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
+TOTAL = METRICS["oura-sleep-minutes"]
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
 
 
@@ -631,8 +634,7 @@ def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Met
     """Return the night in the documents of a day. Raises `RunError` for an impossible value."""
     # Rejected and deleted sessions do not count (Oura API 2.0, `PublicSleepType`).
     real = [item for item in documents["sleep"] if item.get("type") not in ("rest", "deleted")]
-    real.sort(key=lambda item: TOTAL_SLEEP.check(item.get(TOTAL_SLEEP.field), "sleep", 60) or 0)
-    documents = {**documents, "sleep": real[::-1], "daily_sleep": documents["daily_sleep"][:1]}
+    documents = {**documents, "sleep": real, "daily_sleep": documents["daily_sleep"][:1]}
     values = {metric: metric.value(documents) for metric in metrics}
     known = {}
     for slug in ("oura-sleep-minutes", "oura-readiness", "oura-hrv-ms", "oura-hrv"):

@@ -1,6 +1,6 @@
-"""Stand-ins for the two services, as they were measured, and one local server for all of them.
+"""Fake servers that behave as Oura and Petals were measured, and a local server for them.
 
-A stand-in is a function from request to response, so respx can use it as well as `LocalServer`.
+A fake server is a function from request to response, so respx and `local_server` can both use it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,7 @@ def readiness(day: object = DAY, score: Any = 82, hrv_balance: Any = 77, **more:
     """A `PublicDailyReadiness` of Oura API 2.0."""
     return {
         "id": f"readiness-{day}",
-        "contributors": {
-            "activity_balance": 70,
-            "body_temperature": 98,
-            "hrv_balance": hrv_balance,
-            "previous_night": None,
-            "resting_heart_rate": 90,
-        },
+        "contributors": {"hrv_balance": hrv_balance, "previous_night": None},
         "day": str(day),
         "score": score,
         "temperature_deviation": -0.1,
@@ -77,12 +71,12 @@ def session(
 
 
 def hang(*_: object, **__: object) -> None:
-    """Never answer: whoever waits for this is not heard of again, in this test or a later one."""
+    """Never answer, and keep the thread that waits for it."""
     threading.Event().wait()
 
 
-class Stand:
-    """What all stand-ins do: keep what was asked, and fail on demand."""
+class FakeServer:
+    """A server that keeps its requests and fails on demand."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -90,14 +84,14 @@ class Stand:
         self.lock = threading.Lock()
 
     def fail(self, path: str, *faults: Fault, times: int = 1) -> None:
-        """Answer requests whose path ends so with these faults, before all others."""
+        """Answer the next requests whose path ends like this with these faults, in order."""
         self.faults[path] += [*faults] * times
 
     def asked(self, path: str = "") -> list[httpx.Request]:
         return [request for request in self.requests if request.url.path.endswith(path)]
 
     def sent(self, path: str) -> list[Any]:
-        """The JSON bodies that a path was sent."""
+        """Return the JSON bodies of the requests to a path."""
         return [json.loads(request.content) for request in self.asked(path)]
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -122,10 +116,10 @@ class Stand:
         raise NotImplementedError
 
 
-class Oura(Stand):
-    """The three collections, and the token address for those who sign in.
+class Oura(FakeServer):
+    """The three collections, and the token address of the sign-in.
 
-    `window` gives the meaning of `start_date` and `end_date`, of which users measured three.
+    `window` is the meaning of `start_date` and `end_date`. Users measured three of them.
     """
 
     WINDOWS = {
@@ -149,7 +143,7 @@ class Oura(Stand):
         self.lifetime: Any = 86_400
 
     def fill(self, days: int, last: date = DAY) -> None:
-        """A night for each of these days."""
+        """Have a night for each of these days."""
         every = [last - timedelta(days=n) for n in range(days)]
         self.collections = {
             "daily_readiness": [readiness(day) for day in every],
@@ -205,18 +199,21 @@ class Oura(Stand):
             return httpx.Response(200, json=answer)
 
 
-class Petals(Stand):
-    """The server as it was measured; all that it refuses as to form is a bare 500."""
+class Petals(FakeServer):
+    """Petals as it was measured. A request of the wrong form is answered with a bare 500."""
 
     KNOWN = ("oura_readiness", "oura_hrv", "oura_sleep_minutes")
 
     def __init__(self, known: tuple[str, ...] = KNOWN) -> None:
         super().__init__()
-        self.metrics = {slug: {"slug": slug, "stats": {"latestAt": None}} for slug in known}
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
         self.by_source: dict[str, list[dict]] = {}
         self.singles: list[dict] = []
-        self.alike: set[str] = set()  # slugs whose values go to another metric
-        self.review = False
+        self.alike: set[str] = set()  # slugs whose values are filed under a similar metric
+        self.during_write: Callable[[], object] = lambda: None  # where two requests can overlap
+        for slug in known:
+            self.define({"slug": slug, "label": slug, "unit": "score"})
 
     @property
     def stored(self) -> dict[str, dict[str, Any]]:
@@ -247,7 +244,20 @@ class Petals(Stand):
             return self.bulk(body)
         return httpx.Response(404)
 
+    def define(self, metric: dict[str, Any]) -> None:
+        slug = metric["slug"]
+        words = {name: metric[name] for name in ("slug", "label", "unit")}
+        self.metrics[slug] = {**words, "stats": {"latestAt": None}}
+        if "validRangeMin" in metric:
+            self.ranges[slug] = (metric["validRangeMin"], metric["validRangeMax"])
+
+    def range_error(self, slug: str, value: float) -> str:
+        low, high = self.ranges.get(slug, (value, value))
+        text = f"is outside the valid range for {slug}: min {low}, max {high}"
+        return "" if low <= value <= high else f"Metric value {value} {text}"
+
     def bulk(self, body: Any) -> httpx.Response:
+        """Delete what is stored under the id, then store the rows."""
         broken = httpx.Response(500, text="500 Server Error")
         if not isinstance(body, dict) or not body.get("observations"):
             return broken
@@ -255,43 +265,49 @@ class Petals(Stand):
         for index, row in enumerate(body["observations"]):
             if set(row) - {"metricSlug", "value", "occurredAt", "note"} or not fits(row):
                 return broken
-            if row["metricSlug"] in self.metrics:
-                rows.append(row)
+            if row["metricSlug"] not in self.metrics:
+                error = {"code": "DEFINITION_NOT_FOUND", "message": "No such metric"}
+                errors.append({"index": index, **error})
+            elif message := self.range_error(row["metricSlug"], row["value"]):
+                errors.append({"index": index, "code": "RANGE_VIOLATION", "message": message})
             else:
-                errors.append(
-                    {"index": index, "code": "DEFINITION_NOT_FOUND", "message": "No such metric"}
-                )
+                rows.append(row)
+        self.by_source[body["sourceExternalId"]] = []
+        self.during_write()
         with self.lock:
-            self.by_source[body["sourceExternalId"]] = rows
+            self.by_source[body["sourceExternalId"]] += rows
         return httpx.Response(200, json={"inserted": len(rows), "errors": errors})
 
     def single(self, body: Any) -> httpx.Response:
+        """Create the definition if the slug is new, then store the value if it is in range."""
         metric = body["metric"]
         row = {key: body[key] for key in ("value", "occurredAt", "note") if key in body}
         slug = metric["slug"]
-        if (
-            not fits({"metricSlug": slug, **row})
-            or not metric["description"]
-            or not metric["label"]
-        ):
+        of_form = fits({"metricSlug": slug, **row})
+        if not of_form or not metric["description"] or not metric["label"]:
             return httpx.Response(500, text="500 Server Error")
         created = slug not in self.metrics and slug not in self.alike
         if created:
-            self.metrics[slug] = {"slug": slug, "stats": {"latestAt": None}}
+            self.during_write()
+            with self.lock:
+                if slug in self.metrics:
+                    message = "duplicate key value violates unique constraint"
+                    return httpx.Response(400, json={"message": message})
+                self.define(metric)
         filed = "someone_elses" if slug in self.alike else slug
+        if message := self.range_error(filed, row["value"]):
+            data = {"errors": [{"code": "RANGE_VIOLATION"}]}
+            return httpx.Response(400, json={"message": message, "data": data})
         self.singles.append({"metricSlug": filed, **row})
-        answer = {
-            "inserted": 1,
-            "errors": [],
-            "definitionCreated": created,
-            "needsReview": self.review,
-            "reviewTaskNodeId": None,
-        }
+        answer = {"inserted": 1, "errors": [], "definitionCreated": created}
         return httpx.Response(200, json=answer)
 
 
-class GuidePetals(Stand):
-    """A server that knows what the guide describes, and nothing else."""
+class ArrayPetals(FakeServer):
+    """An array server: it follows Petals' published guide.
+
+    It has no list of metrics and takes an array of observations with the metric inside.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,6 +332,9 @@ class GuidePetals(Stand):
         return httpx.Response(202, json={"jobId": "job-1"})
 
 
+GuidePetals = ArrayPetals
+
+
 def fits(row: dict[str, Any]) -> bool:
     number = isinstance(row["value"], (int, float)) and not isinstance(row["value"], bool)
     slug = row["metricSlug"].replace("_", "").isalnum()
@@ -323,8 +342,8 @@ def fits(row: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def local_server(*stands: Stand, delay: float = 0) -> Iterator[str]:
-    """Serve these on one port of this machine; each path goes to the first that has it."""
+def local_server(*servers: FakeServer, delay: float = 0) -> Iterator[str]:
+    """Serve these fake servers on one local port, Petals under its path and Oura elsewhere."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -337,13 +356,13 @@ def local_server(*stands: Stand, delay: float = 0) -> Iterator[str]:
             request = httpx.Request(self.command, url, headers=dict(self.headers), content=content)
             threading.Event().wait(delay)
             of_petals = request.url.path.startswith("/api/memory")
-            stand = next(one for one in stands if isinstance(one, Oura) != of_petals)
-            response = stand(request)
+            fake = next(one for one in servers if isinstance(one, Oura) != of_petals)
+            response = fake(request)
             self.send_response(response.status_code)
             for name, value in response.headers.items():
                 if name.lower() not in ("content-length", "date"):
                     self.send_header(name, value)
-            body = b"".join(response.stream)  # as it is, packed or not
+            body = b"".join(response.stream)  # as it is, compressed or not
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -357,7 +376,7 @@ def local_server(*stands: Stand, delay: float = 0) -> Iterator[str]:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that left is no error here."""
+            """Ignore clients that close the connection."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -1,7 +1,8 @@
-"""Missed mornings and years of history."""
+"""Several days in one run: missed mornings and years of history."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -10,10 +11,11 @@ import sys
 import threading
 import time
 from datetime import date, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Clock, World
+from conftest import Clock, Ended, World
 from services import DAY, Petals, hang, readiness
 
 import oura_to_petals
@@ -36,39 +38,50 @@ def pushed(world: World) -> list[str]:
     return [body["sourceExternalId"].removeprefix("oura_") for body in world.petals.sent(BULK)]
 
 
-def test_a_week_heals_the_mornings_that_were_missed(week: World) -> None:
+def make_malformed(world: World, *days: int) -> None:
+    for n in days:
+        world.oura.collections["daily_readiness"][n] = readiness(before(n), score="x")
+
+
+def test_seven_days_are_sent_newest_first(week: World) -> None:
     ended = week.run("--days", "7")
     assert pushed(week) == [before(n) for n in range(7)]
-    assert ended.out == "Pushed 21 observations for 7 of 7 days, 2026-06-04 to 2026-06-10.\n"
-    assert (ended.code, ended.err) == (0, "")
+    text = "Pushed 21 observations for 7 of 7 days, 2026-06-04 to 2026-06-10.\n"
+    assert ended == Ended(0, text, "")
     assert (len(week.oura.requests), len(week.petals.asked("/list"))) == (3, 1)
 
 
-def test_two_days_are_one_line_already(week: World) -> None:
-    ended = week.run("--days", "2")
-    assert ended.out == "Pushed 6 observations for 2 of 2 days, 2026-06-09 to 2026-06-10.\n"
+@pytest.mark.parametrize(
+    ("days", "line"),
+    [
+        ("1", "Pushed 3 observations for 2026-06-10. Slept 7h12, readiness 82, HRV 54ms.\n"),
+        ("2", "Pushed 6 observations for 2 of 2 days, 2026-06-09 to 2026-06-10.\n"),
+    ],
+)
+def test_one_day_has_a_sentence_and_more_have_a_summary(week: World, days: str, line: str) -> None:
+    assert week.run("--days", days).out == line
 
 
-def test_one_day_is_told_as_before(week: World) -> None:
-    assert week.run("--days", "1").out.startswith("Pushed 3 observations for 2026-06-10. Slept")
-
-
-def test_a_day_without_data_is_no_failure_and_is_left_alone(week: World) -> None:
+@pytest.mark.parametrize(
+    ("empty", "summary"),
+    [
+        ([3], "18 observations for 6 of 7 days, 2026-06-04 to 2026-06-10; 1 day without data"),
+        ([0, 6], "15 observations for 5 of 7 days, 2026-06-05 to 2026-06-09; 2 days without data"),
+        ([0, 1, 2, 4, 5, 6], "3 observations for 1 of 7 days, 2026-06-07; 6 days without data"),
+    ],
+)
+def test_a_day_without_data_is_no_failure(week: World, empty: list[int], summary: str) -> None:
     for documents in week.oura.collections.values():
-        del documents[3]
-    ended = week.run("--days", "7")
-    assert ended.out == (
-        "Pushed 18 observations for 6 of 7 days, 2026-06-04 to 2026-06-10; 1 day without data.\n"
-    )
-    assert (ended.code, ended.err) == (0, "")
-    assert before(3) not in pushed(week)
+        documents[:] = [one for n, one in enumerate(documents) if n not in empty]
+    assert week.run("--days", "7") == Ended(0, f"Pushed {summary}.\n", "")
+    assert pushed(week) == [before(n) for n in range(7) if n not in empty]
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
-def test_no_data_at_all_is_told_and_no_failure(world: World, quiet: list[str]) -> None:
+def test_several_days_all_without_data_are_reported(world: World, quiet: list[str]) -> None:
     ended = world.run("--days", "3", *quiet, day="2026-01-03")
     assert (ended.code, len(ended.problems)) == (0, 1)
-    assert "Oura app" in ended.err
+    assert "no Oura data for 2026-01-01 to 2026-01-03: has the Oura app been opened?" in ended.err
     assert world.petals.asked(BULK) == []
 
 
@@ -81,7 +94,7 @@ def test_quiet_and_verbose(week: World) -> None:
     assert "Pushed 3 observations for 2026-06-04. Slept 7h12, readiness 82, HRV 54ms." in lines
 
 
-def test_a_dry_run_is_one_flat_array_newest_day_first(week: World) -> None:
+def test_a_dry_run_prints_one_array_newest_day_first(week: World) -> None:
     ended = week.run("--days", "7", "--dry-run")
     rows = json.loads(ended.out)
     assert [row["occurredAt"][:10] for row in rows[::3]] == [before(n) for n in range(7)]
@@ -93,36 +106,36 @@ def test_a_dry_run_is_one_flat_array_newest_day_first(week: World) -> None:
     assert "days are in" not in ended.err
 
 
-@pytest.mark.parametrize("days", ["0", "-1", "3661", "1.5", "seven", "", " 7", "7_0", "\u0667"])
+@pytest.mark.parametrize("days", ["0", "-1", "3661", "1.5", ""])
 def test_another_number_of_days_is_exit_2(world: World, days: str) -> None:
     assert world.run(f"--days={days}").code == 2
 
 
-def test_nothing_before_2015_is_asked_for(world: World) -> None:
+def test_no_day_before_2015_is_asked_for(world: World) -> None:
     world.run("--days", "3660", day="2015-01-03")
     assert {request.url.params["start_date"] for request in world.oura.requests} == {"2014-12-31"}
 
 
-def test_a_long_history_is_read_in_spans_of_a_year(world: World) -> None:
-    world.oura.fill(400)
-    ended = world.run("--days", "400")
-    assert len(world.oura.requests) == 6
-    spans = sorted(
-        {(r.url.params["start_date"], r.url.params["end_date"]) for r in world.oura.requests}
-    )
+def test_a_long_history_is_read_a_year_at_a_time(world: World) -> None:
+    world.oura.fill(370)
+    for documents in world.oura.collections.values():
+        del documents[2:364]
+    ended = world.run("--days", "370")
+    asked = [request.url.params for request in world.oura.requests]
+    spans = {(params["start_date"], params["end_date"]) for params in asked}
+    assert (len(asked), len(spans)) == (6, 2)
     for start, end in spans:
         assert date.fromisoformat(end) - date.fromisoformat(start) <= timedelta(days=367)
     assert ended.code == 0
-    assert pushed(world) == [before(n) for n in range(400)]
+    assert pushed(world) == [before(n) for n in (0, 1, *range(364, 370))]
 
 
-class TestDaysAreIndependent:
-    def test_a_malformed_document_costs_its_own_day(self, week: World) -> None:
-        week.oura.collections["daily_readiness"][2] = readiness(before(2), score="x")
+class TestDaysFailOnTheirOwn:
+    def test_a_malformed_document_fails_its_day(self, week: World) -> None:
+        make_malformed(week, 2)
         ended = week.run("--days", "7")
-        assert ended.code == 1
-        (problem,) = ended.problems
-        assert problem.startswith("oura_to_petals: 2026-06-08: Oura daily_readiness score")
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert ended.err.startswith("oura_to_petals: 2026-06-08: Oura daily_readiness score")
         assert pushed(week) == [before(n) for n in range(7) if n != 2]
         assert ended.out.startswith("Pushed 18 observations for 6 of 7 days,")
 
@@ -132,68 +145,58 @@ class TestDaysAreIndependent:
             httpx.Response(400, json={"message": "no"}),
             httpx.Response(200, json={"inserted": 2, "errors": [{"index": 0, "message": "no"}]}),
         ],
+        ids=["the day is refused", "a row is refused"],
     )
-    def test_a_failed_push_or_a_refused_row_costs_its_own_day(
-        self, week: World, answer: httpx.Response
-    ) -> None:
+    def test_a_refused_day_fails_alone(self, week: World, answer: httpx.Response) -> None:
         week.petals.fail(BULK, answer)
         ended = week.run("--days", "7")
-        assert ended.code == 1
-        (problem,) = ended.problems
-        assert problem.startswith("oura_to_petals: 2026-06-10: Petals")
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert ended.err.startswith("oura_to_petals: 2026-06-10: Petals")
         assert ended.out.startswith("Pushed 18 observations for 6 of 7 days,")
 
-    def test_a_failed_read_costs_the_days_of_its_span(self, world: World) -> None:
-        world.oura.fill(370)
+    def test_a_failed_read_fails_the_days_that_it_is_for(self, world: World) -> None:
+        world.oura.fill(3)
 
-        def second_span(request: httpx.Request) -> httpx.Response | None:
-            late = request.url.params["end_date"] > "2026"
-            return None if late else httpx.Response(400)
+        def second_read(request: httpx.Request) -> httpx.Response | None:
+            recent = request.url.params["end_date"] > "2026"
+            return None if recent else httpx.Response(400)
 
-        world.oura.fail("/daily_readiness", second_span, times=2)
+        world.oura.fail("/daily_readiness", second_read, times=2)
         ended = world.run("--days", "370")
-        assert ended.code == 1
-        (problem,) = ended.problems
-        for n in range(366, 370):
-            assert before(n) in problem
-        assert len(pushed(world)) == 366
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert f": {before(369)} to {before(366)}: Oura daily_readiness answered 400" in ended.err
+        assert pushed(world) == [before(n) for n in range(3)]
 
-    def test_each_failed_day_is_told_by_its_date(self, world: World) -> None:
+    @pytest.mark.parametrize(
+        ("days", "text"),
+        [
+            ([0, 1, 2], "2026-06-08 to 2026-06-10"),
+            ([9, 3, 4, 5, 6, 7], "2026-06-01, 2026-06-03 to 2026-06-07"),
+            (range(40), "2026-05-02 to 2026-06-10"),
+        ],
+    )
+    def test_days_that_failed_for_the_same_reason_are_one_line(
+        self, world: World, days: list[int], text: str
+    ) -> None:
         world.oura.fill(40)
-        world.oura.collections["daily_readiness"][1:] = [
-            readiness(before(n), score="x") for n in range(1, 40)
-        ]
+        make_malformed(world, *days)
         (problem,) = world.run("--days", "40").problems
-        for n in range(1, 40):
-            assert before(n) in problem
-
-    def test_very_many_days_that_all_fail_are_told_by_their_ends(self, world: World) -> None:
-        world.oura.fill(100)
-        world.oura.fail("/daily_sleep", httpx.Response(400))
-        (problem,) = world.run("--days", "100").problems
-        assert f"all days, {before(99)} to {before(0)}: " in problem
-        assert len(problem) < 500
+        assert problem.startswith(f"oura_to_petals: {text}: Oura daily_readiness score is not")
 
 
-class TestMetricsThatThePetalsLacks:
-    def test_each_is_defined_once_by_its_newest_value(self, week: World) -> None:
+class TestUnknownMetrics:
+    def test_each_is_proposed_once_before_the_first_day_is_sent(self, week: World) -> None:
         week.use(Petals(known=()))
         week.oura.collections["daily_readiness"][0]["score"] = None
         assert week.run("--days", "7").code == 0
-        defined = {
-            one["metric"]["slug"]: one["occurredAt"][:10] for one in week.petals.sent(SINGLE)
-        }
-        assert defined == {
-            "oura_readiness": before(1),
-            "oura_hrv": before(0),
-            "oura_sleep_minutes": before(0),
-        }
-        assert len(week.petals.asked(SINGLE)) == 3
-        first_bulk = week.petals.requests.index(week.petals.asked(BULK)[0])
-        assert first_bulk > week.petals.requests.index(week.petals.asked(SINGLE)[-1])
-        assert sum(map(len, week.petals.stored.values())) == 20
+        slugs = [one["metric"]["slug"] for one in week.petals.sent(SINGLE)]
+        assert sorted(slugs) == ["oura_hrv", "oura_readiness", "oura_sleep_minutes"]
+        paths = [request.url.path.rpartition("/metrics/")[2] for request in week.petals.requests]
+        assert paths[:6] == ["list", *["observations"] * 3, "list", "observations/bulk"]
+        assert set(week.petals.stored) == {before(n) for n in range(7)}
+        assert len(week.petals.rows) == 20
 
-    def test_one_that_is_refused_drops_out_of_the_run(self, week: World) -> None:
+    def test_one_that_is_refused_is_left_out_of_all_days(self, week: World) -> None:
         week.use(Petals(known=("oura_readiness", "oura_sleep_minutes")))
         week.petals.fail(SINGLE, httpx.Response(400))
         ended = week.run("--days", "7")
@@ -201,25 +204,23 @@ class TestMetricsThatThePetalsLacks:
         assert ended.out.startswith("Pushed 14 observations for 7 of 7 days")
 
 
-class TestALongHistoryInSeveralSittings:
-    def goes_on(self, problem: str) -> list[str]:
-        return shlex.split(re.search(r"--date .*", problem)[0])
+class TestARunThatStops:
+    def command(self, ended: Ended) -> list[str]:
+        """Return the command of the last line of stderr, which sends the other days."""
+        return shlex.split(ended.problems[-1].partition("go on with: ")[2])
 
-    @pytest.mark.parametrize(
-        "limit", [httpx.Response(429, headers={"Retry-After": "3000"}), httpx.Response(429)]
-    )
-    def test_past_the_limit_the_run_ends_with_the_command_that_goes_on(
-        self, world: World, limit: httpx.Response
+    @pytest.mark.parametrize("headers", [{"Retry-After": "3000"}, {}])
+    def test_prints_the_command_that_sends_the_other_days(
+        self, world: World, headers: dict
     ) -> None:
         world.oura.fill(30)
-        for _ in range(12):
-            world.petals.fail(BULK, lambda _: None)
-        world.petals.fail(BULK, limit, times=4)
+        world.petals.fail(BULK, *[lambda _: None] * 12)
+        world.petals.fail(BULK, httpx.Response(429, headers=headers), times=4)
         ended = world.run("--days", "30")
-        assert ended.code == 1
-        (problem,) = ended.problems
-        assert "12 of 30 days are in" in problem
-        options = self.goes_on(problem)
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert "12 of 30 days are in, go on with: " in ended.err
+        python, script, *options = self.command(ended)
+        assert (python, script) == (sys.executable, str(oura_to_petals.SCRIPT))
         assert options == ["--date", before(12), "--days", "18"]
         world.petals.faults.clear()
         sent = len(pushed(world))
@@ -227,65 +228,62 @@ class TestALongHistoryInSeveralSittings:
         assert pushed(world)[sent:] == [before(n) for n in range(12, 30)]
         assert len(world.petals.stored) == 30
 
-    def test_days_without_data_are_not_begun_with(self, world: World) -> None:
-        world.oura.fill(5, last=DAY - timedelta(days=2))
-        world.petals.fail(BULK, httpx.Response(401))
-        ended = world.run("--days", "7")
-        assert f"--date {before(2)} --days 5" in ended.err
-
-    def test_the_env_file_is_part_of_the_command(self, week: World, tmp_path: object) -> None:
-        path = tmp_path / "my keys"
+    @pytest.mark.parametrize("options", [["--env-file", "my keys"], []], ids=["named", "found"])
+    def test_prints_the_env_file_that_was_used(
+        self, week: World, empty_home: Path, options: list[str]
+    ) -> None:
+        path = empty_home / (options[-1] if options else ".env")
         path.write_text("")
         path.chmod(0o600)
         week.petals.fail(BULK, httpx.Response(403))
-        ended = week.run("--days", "7", "--env-file", str(path))
-        assert self.goes_on(ended.problems[0]) == [
-            "--date", before(0), "--days", "7", "--env-file", str(path),
-        ]  # fmt: skip
+        ended = week.run("--days", "7", *options)
+        last = ["--date", before(0), "--days", "7", "--env-file", str(path)]
+        assert self.command(ended)[2:] == last
 
-    @pytest.mark.parametrize("status", [401, 403])
+    @pytest.mark.parametrize("status", [401, 403, 429])
     @pytest.mark.parametrize("path", [BULK, "/list", SINGLE])
-    def test_a_refused_key_ends_the_run_at_once(self, week: World, path: str, status: int) -> None:
+    def test_a_refused_key_or_a_limit_ends_the_run(
+        self, week: World, path: str, status: int
+    ) -> None:
         if path == SINGLE:
             week.use(Petals(known=()))
-        week.petals.fail(path, httpx.Response(status))
+        week.petals.fail(path, httpx.Response(status), times=4)
         ended = week.run("--days", "7")
-        assert ended.code == 1
-        (problem,) = ended.problems
-        assert "0 of 7 days are in" in problem
-        assert f"--date {before(0)} --days 7" in problem
-        assert len(week.petals.asked(path)) == 1
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert ended.out == "Pushed 0 observations for 0 of 7 days.\n"
+        assert f"Petals {path.rpartition('metrics')[2].strip('/')} answered {status}" in ended.err
+        assert "0 of 7 days are in" in ended.err
+        assert self.command(ended)[2:] == ["--date", before(0), "--days", "7"]
+        assert len(week.petals.asked(path)) == (4 if status == 429 else 1)
 
     def test_a_refused_token_ends_the_reading(self, world: World) -> None:
-        world.oura.fill(800)
+        world.oura.fill(10)
 
-        def second_span(request: httpx.Request) -> httpx.Response | None:
+        def second_read(request: httpx.Request) -> httpx.Response | None:
             return None if request.url.params["end_date"] > "2026" else httpx.Response(401)
 
         for path in ("/daily_readiness", "/daily_sleep", "/sleep"):
-            world.oura.fail(path, second_span, times=9)
-        ended = world.run("--days", "800")
-        assert ended.code == 1
-        (problem,) = ended.problems
-        assert "366 of 800 days are in" in problem
-        assert f"--date {before(366)} --days 434" in problem
+            world.oura.fail(path, second_read, times=9)
+        ended = world.run("--days", "1000")
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert "10 of 1000 days are in" in ended.err
+        assert self.command(ended)[2:] == ["--date", before(10), "--days", "990"]
         assert len(world.oura.requests) == 6
 
-    def test_five_days_that_fail_alike_end_the_run(self, world: World) -> None:
+    @pytest.mark.parametrize("statuses", [[400] * 5, [400, 413, 400, 422, 404]])
+    def test_five_failed_days_in_a_row_end_the_run(self, world: World, statuses: list[int]) -> None:
         world.oura.fill(20)
-        for _ in range(3):
-            world.petals.fail(BULK, lambda _: None)
-        world.petals.fail(BULK, httpx.Response(500, text="down"), times=99)
+        world.petals.fail(BULK, *[lambda _: None] * 3, *map(httpx.Response, statuses))
         ended = world.run("--days", "20")
-        assert ended.code == 1
-        told, last = ended.problems
-        for n in range(3, 8):
-            assert before(n) in told
-        assert "3 of 20 days are in" in last
-        assert f"--date {before(3)} --days 17" in last
-        assert len(world.petals.asked(BULK)) == 3 + 5 * 4
+        *reasons, last = ended.problems
+        assert (ended.code, len(reasons)) == (1, len(set(statuses)))
+        failed = set(re.findall(r"\d{4}-\d\d-\d\d", "".join(reasons)))
+        assert failed <= {before(n) for n in range(3, 8)}
+        assert "stopped after five failed days in a row; 3 of 20 days are in" in last
+        assert self.command(ended)[2:] == ["--date", before(3), "--days", "17"]
+        assert len(pushed(world)) == 8
 
-    def test_a_reason_may_name_the_day(self, world: World) -> None:
+    def test_a_reason_that_differs_every_day_is_a_line_a_day(self, world: World) -> None:
         world.oura.fill(20)
 
         def refuse(request: httpx.Request) -> httpx.Response:
@@ -294,64 +292,59 @@ class TestALongHistoryInSeveralSittings:
 
         world.petals.fail(BULK, refuse, times=20)
         ended = world.run("--days", "20")
-        assert (ended.code, len(ended.problems)) == (1, 6)
-        assert len(world.petals.asked(BULK)) == 5
+        assert (ended.code, len(ended.problems), len(pushed(world))) == (1, 6, 5)
 
-    def test_days_apart_are_not_in_a_row(self, world: World) -> None:
-        world.oura.fill(8)
+    def test_a_day_that_is_sent_or_has_no_data_starts_the_count_again(self, world: World) -> None:
+        world.oura.fill(14)
         for documents in world.oura.collections.values():
-            del documents[3]
-        world.petals.fail(BULK, httpx.Response(400), times=7)
-        ended = world.run("--days", "8")
-        assert len(world.petals.asked(BULK)) == 7
-        assert before(3) not in ended.err
+            del documents[4]
+        refused = [httpx.Response(400)] * 4
+        world.petals.fail(BULK, *refused, *refused, lambda _: None, *refused)
+        ended = world.run("--days", "14")
+        assert (ended.code, len(pushed(world))) == (1, 13)
+        assert "stopped" not in ended.err
+        assert "for 1 of 14 days, 2026-06-01; 1 day without data." in ended.out
 
-    def test_four_alike_and_another_do_not(self, world: World) -> None:
-        world.oura.fill(20)
-        for status in (400, 400, 400, 400, 413, 400, 400, 400, 400):
-            world.petals.fail(BULK, httpx.Response(status))
-        ended = world.run("--days", "20")
-        assert (ended.code, len(ended.problems)) == (1, 2)
-        assert ended.out.startswith("Pushed 33 observations for 11 of 20 days")
-
-    def test_the_hard_stop_gives_the_command_too(self, week: World, clock: Clock) -> None:
-        for _ in range(2):
-            week.petals.fail(BULK, lambda _: None)
-        week.petals.fail(BULK, clock.never)
+    def test_the_time_limit_names_the_request_and_gives_the_command(
+        self, week: World, clock: Clock
+    ) -> None:
+        week.petals.fail(BULK, *[lambda _: None] * 2, clock.never)
         ended = week.run("--days", "7")
         assert ended.code == 1
-        assert "given up after 127 seconds" in ended.err  # two more for each further day
-        assert "2 of 7 days are in" in ended.err
-        assert f"--date {before(2)} --days 5" in ended.err
+        assert "no answer from Petals observations/bulk within 127 seconds; 2 of 7" in ended.err
+        assert self.command(ended)[2:] == ["--date", before(2), "--days", "5"]
 
-    def test_ctrl_c_gives_the_command_too(self, week: World) -> None:
-        for _ in range(2):
-            week.petals.fail(BULK, lambda _: None)
-
+    def test_ctrl_c_gives_the_command(self, week: World) -> None:
         def interrupt(_: httpx.Request) -> None:
-            # as where it comes just ahead of the main thread's wait, which it does not end
+            # sent to this thread, so that it does not wake the main thread from its wait
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
             hang()
 
-        week.petals.fail(BULK, interrupt)
+        week.petals.fail(BULK, *[lambda _: None] * 2, interrupt)
         started = time.monotonic()
-        try:
-            ended = week.run("--days", "7")
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        ended = week.run("--days", "7")
         assert time.monotonic() - started < 60
+        assert (ended.code, len(ended.problems)) == (130, 1)
+        assert "interrupted; 2 of 7 days are in, go on with: " in ended.err
+        assert self.command(ended)[2:] == ["--date", before(2), "--days", "5"]
+
+    def test_after_the_last_day_there_is_no_command(
+        self, week: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Terminal(io.StringIO):
+            def write(self, text: str) -> int:
+                if f"for {before(1)}" in text:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    hang()
+                return len(text)
+
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        ended = week.run("--days", "2", "-v")
         assert ended.code == 130
-        (problem,) = ended.problems
-        assert "2 of 7 days are in, go on with: " in problem
-        assert problem.endswith(f" --date {before(2)} --days 5")
-
-    def test_where_all_is_in_there_is_no_command(self, week: World) -> None:
-        report = oura_to_petals.Report([DAY, DAY - timedelta(days=1)], None)
-        report.delivered = dict.fromkeys(report.days, 3)
-        assert report.what_is_left() == "2 of 2 days are in"
+        assert ended.problems[-1] == "oura_to_petals: interrupted; 2 of 2 days are in"
 
 
-def test_progress_is_drawn_on_a_terminal_and_gone_at_the_end(
+def test_progress_is_shown_on_a_terminal_and_removed_at_the_end(
     week: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -359,5 +352,4 @@ def test_progress_is_drawn_on_a_terminal_and_gone_at_the_end(
     assert "\r\x1b[K6 of 7 days, 2026-06-04" in ended.err
     assert ended.err.endswith("\r\x1b[K")
     assert "\n" not in ended.err
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert week.run("--days", "7", "-q").err == ""

@@ -1,12 +1,9 @@
-"""Everything that the ring measured, for whoever wants it."""
+"""The metrics that `OURA_METRICS` chooses."""
 
 from __future__ import annotations
 
-import json
-
-import httpx
 import pytest
-from conftest import World
+from conftest import Ended, World
 from services import Petals, daily_sleep, readiness, session
 
 import oura_to_petals
@@ -26,16 +23,10 @@ ALL = {
     "oura_temperature_deviation": -0.1,
 }
 NAP = {
-    "seconds": 1800,
-    "type": "sleep",
-    "deep_sleep_duration": 600,
-    "rem_sleep_duration": None,
-    "light_sleep_duration": 1200,
-    "efficiency": 50,
-    "lowest_heart_rate": 60,
-    "average_breath": 20,
-    "average_hrv": 20,
-}
+    "seconds": 1800, "type": "sleep", "efficiency": 50, "lowest_heart_rate": 60,
+    "deep_sleep_duration": 600, "rem_sleep_duration": None, "light_sleep_duration": 1200,
+    "average_breath": 20, "average_hrv": 20,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -50,14 +41,12 @@ def choose(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def test_all_twelve_go_in_three_reads_and_one_push(choose: World) -> None:
+def test_all_twelve_take_three_reads_and_one_push(choose: World) -> None:
     choose.choose("all")
-    ended = choose.run()
+    text = "Pushed 12 observations for 2026-06-10. Slept 7h42, readiness 82, HRV 54ms.\n"
+    assert choose.run() == Ended(0, text, "")
     assert choose.petals.stored == {"2026-06-10": ALL}
     assert (len(choose.oura.requests), len(choose.petals.requests)) == (3, 2)
-    assert ended.out == (
-        "Pushed 12 observations for 2026-06-10. Slept 7h42, readiness 82, HRV 54ms.\n"
-    )
 
 
 @pytest.mark.parametrize(
@@ -76,48 +65,55 @@ def test_metrics_are_chosen_by_slug(choose: World, text: str, slugs: set[str]) -
     assert set(choose.petals.stored["2026-06-10"]) == slugs
 
 
-@pytest.mark.parametrize("text", ["oura-steps", "default,x", ",", "all;default", "ALL"])
-def test_an_unknown_metric_is_exit_2_with_the_list(choose: World, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("oura-steps", "oura-steps"), ("default,y,x", "x, y"), (",", ""), ("all;ALL", "all;ALL")],
+)
+def test_an_unknown_metric_is_exit_2_with_the_choice(choose: World, text: str, named: str) -> None:
     choose.choose(text)
     ended = choose.run()
     assert (ended.code, ended.out, len(ended.problems)) == (2, "", 1)
-    assert "OURA_METRICS" in ended.err
-    for slug in oura_to_petals.METRICS:
+    assert f"OURA_METRICS: there is no metric '{named}': choose from oura-readiness" in ended.err
+    for slug in [*oura_to_petals.METRICS, "all", "default"]:
         assert slug in ended.err
     assert choose.oura.requests == []
 
 
-def test_sleep_is_not_read_where_no_chosen_metric_needs_it(choose: World) -> None:
-    choose.choose("oura-readiness,oura-sleep-score,oura-temperature-deviation")
-    ended = choose.run()
-    assert choose.oura.asked("/sleep") == []
-    assert ended.out == ("Pushed 3 observations for 2026-06-10. Readiness 82, HRV balance 77.\n")
+def test_the_sentence_is_the_same_for_all_choices(choose: World) -> None:
+    for slug in ("oura-temperature-deviation", "oura-sleep-score", "oura-deep-minutes"):
+        choose.choose(slug)
+        assert choose.run().out == (
+            "Pushed 1 observation for 2026-06-10. Slept 7h42, readiness 82, HRV 54ms.\n"
+        )
+    assert len(choose.oura.requests) == 9
 
 
-def test_the_sentence_says_what_was_read_whichever_metrics_are_chosen(choose: World) -> None:
-    choose.choose("oura-temperature-deviation")
-    choose.oura.collections["daily_sleep"] = [daily_sleep(total_sleep_duration=25_920)]
-    assert choose.run().out == (
-        "Pushed 1 observation for 2026-06-10. Slept 7h12, readiness 82, HRV balance 77.\n"
-    )
-    choose.choose("oura-deep-minutes")
-    assert "Slept 7h12, readiness 82, HRV 54ms." in choose.run().out
-
-
-def test_a_day_with_nothing_to_say_is_sent_without_a_sentence(choose: World) -> None:
+def test_a_day_with_nothing_for_the_sentence_is_sent_without_one(choose: World) -> None:
     choose.choose("oura-sleep-score")
-    choose.oura.collections["daily_readiness"] = []
-    ended = choose.run()
-    assert ended.out == "Pushed 1 observation for 2026-06-10.\n"
+    choose.oura.collections |= {"daily_readiness": [], "sleep": []}
+    assert choose.run().out == "Pushed 1 observation for 2026-06-10.\n"
     assert choose.petals.notes == []
 
 
-@pytest.mark.parametrize("path", ["/daily_readiness", "/daily_sleep"])
-def test_a_read_that_no_chosen_metric_needs_may_fail(choose: World, path: str) -> None:
-    choose.choose("oura-sleep-score" if path == "/daily_readiness" else "oura-readiness")
-    choose.oura.fail(path, httpx.Response(400))
+@pytest.mark.parametrize(
+    ("collections", "sentence"),
+    [
+        ({"daily_readiness": [readiness(score=101)]}, "Slept 7h42, HRV 54ms"),
+        ({"daily_readiness": [readiness(hrv_balance="x")], "sleep": []}, "Readiness 82"),
+        ({"sleep": [session(average_hrv=-1)]}, "Slept 7h12, readiness 82, HRV balance 77"),
+        ({"sleep": [session(seconds=-1)]}, "Readiness 82"),
+        ({"sleep": [session(seconds="x")]}, "Readiness 82"),
+    ],
+    ids=["readiness", "balance", "hrv", "negative sleep", "sleep is text"],
+)
+def test_an_impossible_value_that_no_chosen_metric_needs_fails_nothing(
+    choose: World, collections: dict, sentence: str
+) -> None:
+    choose.choose("oura-sleep-score")
+    choose.oura.collections |= collections
     ended = choose.run()
     assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"Pushed 1 observation for 2026-06-10. {sentence}")
 
 
 @pytest.mark.parametrize(
@@ -156,26 +152,15 @@ def test_each_metric_has_a_range(
     assert len(choose.petals.asked("/bulk")) == len(good)
 
 
-def test_each_missing_metric_is_defined_with_words_of_its_own(choose: World) -> None:
+def test_each_metric_is_defined_with_its_own_words_and_range(choose: World) -> None:
     choose.choose("all")
     choose.use(Petals(known=()))
     assert choose.run().code == 0
-    defined = [one["metric"] for one in choose.petals.sent("/observations")]
-    assert len(defined) == 12
-    for words in ("slug", "label", "description"):
-        assert len({one[words] for one in defined}) == 12
+    proposals = choose.petals.sent("/metrics/observations")
+    assert len(proposals) == 12
+    for name in ("slug", "label", "description"):
+        assert len({one["metric"][name] for one in proposals}) == 12
+    for one, metric in zip(proposals, oura_to_petals.METRICS.values(), strict=True):
+        limits = (one["metric"]["validRangeMin"], one["metric"]["validRangeMax"])
+        assert (*limits, one["value"]) == (metric.low, metric.high, metric.low - 1)
     assert choose.petals.stored == {"2026-06-10": ALL}
-
-
-def test_the_readmes_table_is_the_codes_table() -> None:
-    readme = (oura_to_petals.Path(__file__).parents[1] / "README.md").read_text()
-    for metric in oura_to_petals.METRICS.values():
-        row = f"| `{metric.slug}` | {metric.label} | {metric.unit} |"
-        assert row in readme
-    assert readme.count("| `oura-") == len(oura_to_petals.METRICS)
-
-
-def test_the_dry_run_shows_the_chosen_ones(choose: World) -> None:
-    choose.choose("all")
-    rows = json.loads(choose.run("--dry-run").out)
-    assert [row["metric"]["slug"].replace("-", "_") for row in rows] == list(ALL)
