@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["httpx>=0.28,<1", "python-dotenv>=1.0,<2"]
 # ///
-"""Send the nights that an Oura ring measured to Petals."""
+"""Send the nights measured by an Oura ring to Petals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ ONE_DAY = timedelta(days=1)
 FIRST_DAY = date(2015, 1, 1)
 MAX_DAYS = 3660
 DAYS_PER_READ = 366
-RUN_SECONDS = 115.0  # for one day, and 2 for each further day
+RUN_SECONDS = 115.0  # for one day; each further day adds 2
+RENEWAL_SECONDS = 30.0  # a renewal is not started with less time left
 MAX_ATTEMPTS = 4
 NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 MAX_DELAY = 60.0  # seconds between two attempts
@@ -61,10 +62,10 @@ MAX_PAGES = 200
 
 
 class RunError(Exception):
-    """A failure that the user is told in one line: the reason and what to do. Exit code 1.
+    """A failure that is reported in one line: the reason and what to do. The exit code is 1.
 
-    `status` and `retry_after` are from the answer. `ends_run` means that every other request would
-    fail as well, because a key is refused or a rate limit is reached.
+    `status` and `retry_after` come from the response. `ends_run` is true if every further request
+    would fail too, for example because a key is refused or a rate limit is reached.
     """
 
     def __init__(self, reason: str, advice: str = "", status: int = 0, retry_after: str = ""):
@@ -77,7 +78,7 @@ class RunError(Exception):
 
 
 class SettingsError(RunError):
-    """A setting, or something else on this machine, is wrong. Exit code 2."""
+    """A setting, or something else on this machine, is wrong. The exit code is 2."""
 
 
 # --- Settings ---------------------------------------------------------------------------------
@@ -99,26 +100,25 @@ REQUIRED = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "PETALS_API_KEY")
 SIGN_IN = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN_URL", "OURA_HOST")
 PETALS = ("PETALS_API_KEY", "PETALS_HOST")
 
-KEY = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
-URL = (
+KEY_FORM = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
+URL_FORM = (
     r"(https://([\w.-]+|\[[\da-f:.]+\])|http://(localhost|127\.0\.0\.1|\[::1\]))"
     r"(:\d{1,5})?(/[^\s?#@\\]*)?"
 )
-KEYS = "OURA_TOKEN|PETALS_API_KEY|OURA_CLIENT_ID|OURA_CLIENT_SECRET"
-FORMS = (  # names of settings, the form of their values, and what is wrong with any other value
+KEY_NAMES = "OURA_TOKEN|PETALS_API_KEY|OURA_CLIENT_ID|OURA_CLIENT_SECRET"
+FORMS = (  # pattern of names, pattern of values, and what is wrong with any other value
     ("OURA_TOKEN", "(?!petals-).*", "begins with petals-: are the two keys swapped?"),
     ("PETALS_API_KEY", "petals-.+", "does not begin with petals-: copy it again"),
-    (KEYS, KEY, "has a space or another character that is in no key: copy it again"),
-    (r"\w+_(HOST|URL)", URL, "is no https:// address, or has a user, password, query or fragment"),
-    ("OURA_REDIRECT_URI", r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?", "is no complete address"),
+    (KEY_NAMES, KEY_FORM, "has a space or another character that is in no key: copy it again"),
+    (r"\w+_(HOST|URL)", URL_FORM, "is not an https:// address, or has a user, query or fragment"),
+    ("OURA_REDIRECT_URI", r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?", "is not a complete address"),
 )
 
 
 class Settings(dict[str, str]):
-    """The settings, from the environment, else from the `.env` file, else from `DEFAULTS`."""
+    """The settings: from the environment, then the `.env` file, then `DEFAULTS`."""
 
     env_file: Path | None = None
-
     __repr__ = object.__repr__  # without the values
 
     def for_oura(self) -> tuple[str, ...]:
@@ -131,11 +131,11 @@ class Settings(dict[str, str]):
         return shlex.join([sys.executable, str(SCRIPT), *options, *env_file])
 
     def check(self, *names: str) -> None:
-        """Raise `SettingsError` with everything that is missing or wrong in these settings."""
+        """Raise `SettingsError` with all of these settings that are missing or wrong."""
         problems = []
         if "OURA_TOKEN_FILE" in names and not os.path.exists(self["OURA_TOKEN_FILE"]):
-            token = "" if self["OURA_CLIENT_ID"] else ", or set OURA_TOKEN if you have one"
-            problems.append(f"not signed in: run {self.command('--login')}{token}")
+            hint = "" if self["OURA_CLIENT_ID"] else ", or set OURA_TOKEN if you have one"
+            problems.append(f"not signed in: run {self.command('--login')}{hint}")
         if missing := ", ".join(name for name in names if not self[name] and name in REQUIRED):
             file = self.env_file or "a .env file (none was found)"
             problems.append(f"not set: {missing}; looked in the environment and {file}")
@@ -184,7 +184,7 @@ def clean(said: object) -> str:
 
 
 def start(work: Callable[[], T]) -> Future[T]:
-    """Call a function in a thread that, unlike an executor's, does not delay the exit."""
+    """Run a function in a daemon thread, which unlike that of an executor does not delay exit."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -198,7 +198,7 @@ def start(work: Callable[[], T]) -> Future[T]:
 
 
 def open_client() -> httpx.Client:
-    """Return the HTTP client of a run. Raises `SettingsError` for certificates or a proxy."""
+    """Return the HTTP client of a run. Raises `SettingsError` if it cannot be set up."""
     try:
         return httpx.Client(
             verify=httpx.create_ssl_context(),
@@ -214,13 +214,13 @@ def open_client() -> httpx.Client:
 
 
 class Http:
-    """What all requests of a run share: the client, the settings and the time limit."""
+    """State shared by all requests of a run: the client, the settings and the time limit."""
 
     def __init__(self, client: httpx.Client, settings: Settings, seconds: float) -> None:
         self.client, self.settings = client, settings
         self.seconds, self.deadline = seconds, monotonic() + seconds
         self.pending: list[str] = []  # the names of the requests that have no answer yet
-        self.renewal = threading.Lock()  # held while a refresh token is spent
+        self.renewal = threading.Lock()  # held from spending a token until the next one is on disk
         keys = ("OURA_TOKEN", "OURA_CLIENT_SECRET", "PETALS_API_KEY")
         SECRETS.update(settings[key] for key in keys if settings[key])
 
@@ -230,14 +230,11 @@ class Http:
         future = start(work)
         try:
             while not future.done() and monotonic() < self.deadline:
-                wait([future], 0.2)  # short, because a signal just before it does not end it
-        except KeyboardInterrupt:
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            raise
+                wait([future], 0.2)  # short: a signal just before a wait does not interrupt it
         finally:
             if not future.done():
-                # Let a renewal end, because its refresh token is spent and the next not yet kept.
+                for number in SIGNALS:  # a second Ctrl-C must not cut off a renewal
+                    signal.signal(number, signal.SIG_IGN)
                 self.renewal.acquire(timeout=max(0, self.deadline - monotonic()) + 5)
         if not future.done():
             names = ", ".join(sorted(set(self.pending))) or "the services"
@@ -248,14 +245,14 @@ class Http:
 def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) -> float | None:
     """Return the delay before the next attempt in seconds, or None to give up.
 
-    There are `MAX_ATTEMPTS` if the request was surely not processed, otherwise `max_lost`.
+    There are `MAX_ATTEMPTS` if the server did not process the request, `max_lost` if it may have.
     """
     cause = error.__cause__
-    may_pass = error.status in (408, 429, 500, 502, 503, 504)
+    temporary = error.status in (408, 429, 500, 502, 503, 504)
     if isinstance(cause, httpx.TransportError):
-        may_pass = "CERTIFICATE_VERIFY" not in str(cause)
+        temporary = "CERTIFICATE_VERIFY" not in str(cause)
     not_processed = error.status in (429, 503) or isinstance(cause, NOT_CONNECTED)
-    if not may_pass or attempt >= (MAX_ATTEMPTS if not_processed else max_lost):
+    if not temporary or attempt >= (MAX_ATTEMPTS if not_processed else max_lost):
         return None
     delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
     if re.fullmatch("[0-9]+", error.retry_after):
@@ -274,7 +271,7 @@ class Service:
     url_setting: str
     key_settings: str
     headers: Mapping[str, str] = {}
-    advice: Mapping[int, str] = {}  # for the statuses that end a run
+    advice: Mapping[int, str] = {}  # for statuses that, like 429, end the run
 
     def __init__(self, http: Http) -> None:
         self.http = http
@@ -309,7 +306,7 @@ class Service:
                     body += chunk
                     if len(body) > MAX_BYTES:
                         raise RunError(f"{name} sent more than {MAX_BYTES >> 20} MiB")
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:
             unreachable = isinstance(error, NOT_CONNECTED)
             what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
             reason = f"{what}: {clean(str(error)) or type(error).__name__}"
@@ -356,7 +353,7 @@ def parse_tokens(content: Any, source: str) -> dict[str, str]:
 
 
 def write_tokens(file: io.BufferedRandom, content: bytes) -> None:
-    """Overwrite the token file in one write, and wait until that is on the disk."""
+    """Overwrite the token file in one write, and wait until it is on disk."""
     file.seek(0)
     file.write(content)
     file.flush()
@@ -366,7 +363,7 @@ def write_tokens(file: io.BufferedRandom, content: bytes) -> None:
 class SignIn(Service):
     """The OAuth2 tokens of `--login` (RFC 6749).
 
-    A refresh token works once and is answered with the next one. The token file is locked and
+    A refresh token works once; the response contains the next one. The token file is locked and
     overwritten in place, so that it always holds either the old tokens or the new ones.
     """
 
@@ -389,20 +386,22 @@ class SignIn(Service):
             raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
 
     def access_token(self, refused: str = "") -> str:
-        """Return the access token, renewed if it is the refused one. Raises `RunError`."""
+        """Return the access token; renew it first if it is the refused one. Raises `RunError`."""
         with self.locked_file() as file:
             content: Any = None
             with suppress(ValueError, RecursionError):
                 content = json.load(file)
             tokens = parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
             if tokens["access_token"] == refused:
+                if self.http.deadline - monotonic() < RENEWAL_SECONDS:
+                    raise RunError("too little time is left to renew the sign-in", "run again")
                 form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
                 url = self.settings["OURA_TOKEN_URL"] or tokens["token_url"]
                 tokens = self.trade(file, form, url)
             return tokens["access_token"]
 
     def exchange(self, code: str) -> None:
-        """Get tokens for an authorization code. Raises `RunError`; older tokens are kept then."""
+        """Get tokens for an authorization code. Raises `RunError`, and keeps older tokens then."""
         SECRETS.add(code)
         uri, url = self.settings["OURA_REDIRECT_URI"], self.settings["OURA_TOKEN_URL"]
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": uri}
@@ -416,25 +415,25 @@ class SignIn(Service):
                 self.trade(file, form, TOKEN_URLS[1])
 
     def trade(self, file: io.BufferedRandom, form: Json, url: str) -> dict[str, str]:
-        """Spend a code or a refresh token; return the tokens when they are on the disk."""
+        """Spend a code or a refresh token; return the new tokens when they are on disk."""
         self.url = url
         client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
         data = {**form, "client_id": client_id, "client_secret": secret}
         with self.http.renewal:
             file.seek(0)
             old = file.read() or b" " * 4096
-            write_tokens(file, old)  # a full disk must show before the token is spent
+            write_tokens(file, old)  # fail on a full disk now, before the token is spent
             # A lost answer is worth another try: the token may not have been spent.
             answer = self.request("POST", "", max_lost=2, data=data)
             kept = {name: value for name, value in answer.items() if value}
-            content = {**form, **kept, "token_url": url}  # without a new one, the old one stays
+            content = {**form, **kept, "token_url": url}  # no new refresh token: keep the old one
             tokens = parse_tokens(content, "the answer of Oura")
             write_tokens(file, json.dumps(tokens).encode().ljust(len(old)))
         return tokens
 
 
-LOOK_FOR_UPDATE = "if it stays so, look for a newer version of this script"
-ByDay = Mapping[date | None, list[Json]]  # documents; None: those whose day cannot be read
+LOOK_FOR_UPDATE = "if this keeps happening, look for a newer version of this script"
+ByDay = Mapping[date | None, list[Json]]  # documents by day; None for an unreadable day
 
 
 def parse_day(text: object) -> date | None:
@@ -466,7 +465,7 @@ class Oura(Service):
         }
 
     def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> dict[str, ByDay]:
-        """Return the documents of these days, newest first, by collection. Raises `RunError`."""
+        """Return the documents by collection; `days` are newest first. Raises `RunError`."""
         if self.sign_in and not self.token:
             self.token = self.sign_in.access_token()
         try:
@@ -475,7 +474,7 @@ class Oura(Service):
             if error.status != 401 or not self.sign_in or self.renewed:
                 raise
         self.token = self.sign_in.access_token(refused=self.token)
-        self.renewed = True  # not more than once in a run
+        self.renewed = True  # at most once per run
         return self.read_all(days, metrics)
 
     def read_all(self, days: Sequence[date], metrics: Sequence[Metric]) -> dict[str, ByDay]:
@@ -487,7 +486,7 @@ class Oura(Service):
         try:
             found["sleep"] = reads["sleep"].result()
         except RunError:
-            # Petals' published guide has the total of the day in `daily_sleep` and needs no more.
+            # As in Petals' published guide, `daily_sleep` may have all that is needed of `sleep`.
             totals = [item.get(TOTAL.field) for item in chain(*found["daily_sleep"].values())]
             needed = [metric for metric in metrics if metric.collection == "sleep"]
             if not totals or None in totals or needed not in ([], [TOTAL]):
@@ -497,7 +496,7 @@ class Oura(Service):
 
     def read_pages(self, name: str, days: Sequence[date]) -> ByDay:
         """Return the documents of a collection, from all its pages, by day. Raises `RunError`."""
-        # Users measured three meanings of these dates. A day more at both ends suits all of them.
+        # Users report three meanings of these dates. One more day at each end covers them all.
         params = {"start_date": str(days[-1] - ONE_DAY), "end_date": str(days[0] + ONE_DAY)}
         if name == "sleep":  # leave out its series, which are most of a document
             fields = [metric.field for metric in METRICS.values() if metric.collection == "sleep"]
@@ -515,7 +514,7 @@ class Oura(Service):
             if not page.get("next_token"):
                 return documents
             params["next_token"] = page["next_token"]
-        raise RunError(f"Oura {name} has pages without end", LOOK_FOR_UPDATE)
+        raise RunError(f"Oura {name} has more than {MAX_PAGES} pages", LOOK_FOR_UPDATE)
 
 
 # --- Metrics (map) ----------------------------------------------------------------------------
@@ -535,12 +534,12 @@ class Metric(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The slug for servers that accept no hyphen."""
+        """The slug for servers that do not accept hyphens."""
         return self.slug.replace("-", "_")
 
     @property
     def definition(self) -> Json:
-        """The metric as it stands inside an observation."""
+        """The metric as it is sent inside an observation."""
         words = {"slug": self.slug, "label": self.label, "unit": self.unit}
         return {**words, "aggregationHint": "avg"}
 
@@ -555,7 +554,7 @@ class Metric(NamedTuple):
     def value(self, documents: Mapping[str, list[Json]]) -> float | None:
         """Return the value of a day, or None if Oura has none. Raises `RunError`."""
         if self.unit == "minutes":
-            # Oura API 2.0 has durations only in `sleep`, Petals' published guide in `daily_sleep`.
+            # Oura API 2.0 has durations in `sleep`, Petals' published guide in `daily_sleep`.
             for name in ("daily_sleep", "sleep"):
                 seconds = [self.check(item.get(self.field), name, 60) for item in documents[name]]
                 if known := [value for value in seconds if value is not None]:
@@ -600,7 +599,7 @@ METRICS = {row[0]: Metric(*row) for row in (
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
-TOTAL = METRICS["oura-sleep-minutes"]
+TOTAL = METRICS["oura-sleep-minutes"]  # the total sleep of a day
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
 
 
@@ -631,8 +630,8 @@ class Night(NamedTuple):
 
 
 def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Metric]) -> Night:
-    """Return the night in the documents of a day. Raises `RunError` for an impossible value."""
-    # Rejected and deleted sessions do not count (Oura API 2.0, `PublicSleepType`).
+    """Return the night for a day from its documents. Raises `RunError` for an impossible value."""
+    # Sessions of these types were rejected or deleted (Oura API 2.0, `PublicSleepType`).
     real = [item for item in documents["sleep"] if item.get("type") not in ("rest", "deleted")]
     documents = {**documents, "sleep": real, "daily_sleep": documents["daily_sleep"][:1]}
     values = {metric: metric.value(documents) for metric in metrics}
@@ -660,17 +659,17 @@ RENAME_IT = "rename that metric in Petals and run again"
 
 
 class Petals(Service):
-    """The metrics of a Petals server, of which there are two kinds.
+    """A Petals server. There are two kinds.
 
-    Most have a list of metrics, which are known by slug once they are defined, and replace a day
-    by its `sourceExternalId`. An array server, as in Petals' published guide, has no list and takes
-    an array of observations, each with its metric inside.
+    Most servers list their metrics, know a metric by its slug after it was defined, and replace
+    a day by its `sourceExternalId`. An array server, as in Petals' published guide, has no list and
+    takes an array of observations, each with its metric inside.
     """
 
     name = "Petals"
     url_setting = "PETALS_HOST"
     key_settings = "PETALS_API_KEY"
-    new_key = "a key works for a year, create a new one in Petals at Settings → API keys"
+    new_key = "keys expire after a year; create a new one in Petals at Settings → API keys"
     advice = dict.fromkeys((401, 403), f"check PETALS_API_KEY: {new_key}")
 
     def __init__(self, http: Http) -> None:
@@ -681,7 +680,7 @@ class Petals(Service):
         self.proposed: set[str] = set()
 
     def load_metrics(self) -> None:
-        """Ask the server for its metrics, which shows its kind, too. Raises `RunError`."""
+        """Ask the server for its metrics, which also shows its kind. Raises `RunError`."""
         listed: Any = None
         try:
             listed = self.request("POST", "list", json={}).get("metrics")
@@ -694,7 +693,7 @@ class Petals(Service):
             self.metrics = {i["slug"]: i for i in entries if isinstance(i.get("slug"), str)}
 
     def define(self, nights: Iterable[Night]) -> dict[str, list[str]]:
-        """Define new metrics, and return the slugs that stay unknown, by reason. Raises `RunError`.
+        """Define new metrics. Return the slugs left undefined, for each reason. Raises `RunError`.
 
         Petals creates a definition before it refuses a value that is out of range (measured with
         version 2.1.0), so such a value is sent and none is stored.
@@ -713,24 +712,24 @@ class Petals(Service):
                 continue
             words = {"slug": metric.key, "description": metric.description}
             limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
-            body = {"metric": {**metric.definition, **words, **limits}, "value": metric.low - 1}
-            reasons[metric.key] = f"Petals filed it under a metric that reads alike; {RENAME_IT}"
+            body: Json = {"metric": {**metric.definition, **words, **limits}}
+            body |= {"value": metric.low - 1, "occurredAt": "1970-01-01T00:00:00Z"}
+            reasons[metric.key] = f"Petals filed it under a similar metric; {RENAME_IT}"
             try:
-                body["occurredAt"] = "1970-01-01T00:00:00Z"
                 self.request("POST", "observations", max_lost=1, json=body)
-            except RunError as error:
+            except RunError as error:  # as expected for a value out of range
                 if error.ends_run:
                     raise
                 reasons[metric.key] = f"{error.reason}; the next run tries again"
         if reasons:
-            self.load_metrics()  # it decides, as another run may define the same metrics
+            self.load_metrics()  # the new list decides: another run may have defined them
         for key, reason in reasons.items():
             if key not in (self.metrics or {}):
                 unknown[reason].append(key)
         return unknown
 
     def push(self, night: Night) -> int:
-        """Replace a day in Petals; return how many observations are stored. Raises `RunError`."""
+        """Send a night; return how many observations Petals stored. Raises `RunError`."""
         body: Any = night.observations
         slugs = [metric.slug for metric in night.values]
         if self.metrics is not None:
@@ -758,7 +757,7 @@ class Petals(Service):
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
-    """Write a result to stdout, or other text to a file. It is no failure if nobody can read it."""
+    """Write text to stdout or another file. It is not an error if nobody can read it."""
     with suppress(OSError):
         print(text, file=file, end=end, flush=True)
 
@@ -774,7 +773,7 @@ def format_days(days: Iterable[date]) -> str:
 
 
 class Transfer:
-    """The transfer of some days, newest first: what becomes of them, and what the user is told."""
+    """The transfer of some days, newest first, and its result."""
 
     def __init__(self, http: Http, days: list[date], options: argparse.Namespace) -> None:
         self.oura, self.petals, self.days = Oura(http), Petals(http), days
@@ -785,20 +784,20 @@ class Transfer:
         self.shows_progress = self.sends and not (options.quiet or shows_days)
         self.sent: list[date] = []
         self.observations = self.empty = 0
-        self.failures: dict[str, list[date]] = {}  # the days that each problem cost
+        self.failures: dict[str, list[date]] = {}  # the days lost to each problem
 
     def progress(self, day: date | None = None) -> None:
-        """Show on a terminal which day is at hand, or remove that line."""
+        """Show the current day on a terminal, or remove that line."""
         if self.shows_progress and sys.stderr and sys.stderr.isatty():
             done = f"{(self.days[0] - day).days} of {len(self.days)} days, {day}" if day else ""
             say(f"\r\x1b[K{done}", sys.stderr, end="")
 
     def fail(self, problem: object, days: Iterable[date] = ()) -> None:
-        """Note a problem and the days that it cost."""
+        """Note a problem and the days lost to it."""
         self.failures.setdefault(str(problem), []).extend(days)
 
     def read(self) -> Iterator[list[Night]]:
-        """Yield the nights of a year at a time, newest first. Raises `RunError` if it cannot."""
+        """Yield the nights of a year at a time, newest first. Raises `RunError` to end the run."""
         for first in range(0, len(self.days), DAYS_PER_READ):
             days = self.days[first : first + DAYS_PER_READ]
             self.progress(days[0])
@@ -822,12 +821,12 @@ class Transfer:
             yield nights
 
     def send(self) -> None:
-        """Send the days to Petals. Raises `RunError` if it cannot go on."""
+        """Send the days to Petals. Raises `RunError` if that ends the run."""
         loading = start(self.petals.load_metrics)  # while Oura is read
         failed_days = 0
         for nights in self.read():
             if self.failures or any(night.values for night in nights):
-                loading.result()
+                loading.result()  # also reports Petals' problem beside Oura's
             for reason, slugs in self.petals.define(nights).items():
                 self.fail(f"{', '.join(slugs)} left out: {reason}")
             for night in nights:
@@ -872,7 +871,7 @@ class Transfer:
         return self.fail(text)
 
     def close(self) -> int:
-        """Tell the problems and, for several days, the result. Return the exit code."""
+        """Report the problems and, for several days, the result. Return the exit code."""
         self.progress()
         for problem, days in list(self.failures.items()):
             logging.error(f"{format_days(days)}: {problem}" if days else problem)
@@ -901,25 +900,25 @@ DEMO_NIGHT: Json = {  # the fields of all three collections
 
 
 def demo_client() -> httpx.Client:
-    """Return a client that plays Oura and an array server, and shows what it is sent."""
+    """Return a client that plays Oura and an array server, and shows what is sent to it."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
             first = date.fromisoformat(request.url.params["start_date"])
             days = [str(first + n * ONE_DAY) for n in range(DAYS_PER_READ + 1)]
             return httpx.Response(200, json={"data": [{"day": day, **DEMO_NIGHT} for day in days]})
-        for row in json.loads(request.content):
+        for row in json.loads(request.content):  # none when asked for the list of metrics
             say(f"{row['metric']['label']:<28}{row['value']:>6} {row['metric']['unit']}")
         return httpx.Response(202, json={"jobId": "demo"})
 
     return httpx.Client(transport=httpx.MockTransport(answer))
 
 
-Answer = tuple[str, Callable[[str], None]]  # an address, and what shows its sender the outcome
+Answer = tuple[str, Callable[[str], None]]  # an address, and a function to show the result
 
 
 def read_stdin(answers: SimpleQueue[Answer]) -> None:
-    """Put each line that is pasted in the queue, and an empty one at the end of stdin."""
+    """Put each pasted line in the queue, and an empty one at the end of stdin."""
     # Unbuffered, because Python cannot exit while a thread waits in a buffered read.
     with suppress(OSError), open(0, "rb", buffering=0, closefd=False) as stdin:
         for line in stdin:
@@ -939,11 +938,11 @@ def listen(redirect: httpx.URL, state: str, answers: SimpleQueue[Answer]) -> Non
             params = httpx.QueryParams(query)
             if path != redirect.path or self.command != "GET":
                 self.show("There is nothing here.", 404)
-            elif params.get("state") != state or not params.keys() & {"code", "error"}:
+            elif params.get("state") != state or not (params.get("code") or params.get("error")):
                 self.show("This address is not part of the current sign-in.", 400)
             else:
                 answers.put((self.path, self.show))
-                threading.Event().wait()  # the sign-in shows its outcome, and the script ends
+                threading.Event().wait()  # the sign-in shows its result, and the script ends
 
         do_HEAD = do_POST = do_GET  # noqa: N815 - names that http.server calls
 
@@ -959,7 +958,7 @@ def listen(redirect: httpx.URL, state: str, answers: SimpleQueue[Answer]) -> Non
             """Log nothing, because the address contains the code."""
 
     if redirect.scheme == "http" and redirect.host in ("localhost", "127.0.0.1"):
-        with suppress(OSError):  # the port is taken
+        with suppress(OSError, OverflowError):  # the port cannot be used
             start(ThreadingHTTPServer(("127.0.0.1", redirect.port or 80), Handler).serve_forever)
 
 
@@ -969,10 +968,10 @@ def log_in(http: Http) -> None:
     import webbrowser
 
     settings, state = http.settings, secrets.token_urlsafe(16)
-    http.settings = Settings({**settings, "OURA_TOKEN": ""})  # it would be used first
+    http.settings = Settings({**settings, "OURA_TOKEN": ""})  # so that the sign-in is used
     sign_in = SignIn(http)
     with sign_in.locked_file():
-        pass  # that it can be written must be known before anybody opens a browser
+        pass  # check that it can be written before anybody opens a browser
     redirect_uri, token_file = settings["OURA_REDIRECT_URI"], settings["OURA_TOKEN_FILE"]
     params = {"response_type": "code", "client_id": settings["OURA_CLIENT_ID"]}
     params |= {"redirect_uri": redirect_uri, "scope": "daily", "state": state}
@@ -989,26 +988,27 @@ def log_in(http: Http) -> None:
     for asks_left in (3, 2, 1, 0):
         text, show = answers.get()
         found = httpx.QueryParams(text.partition("#")[0].rpartition("?")[2])
-        code = found.get("code", "") if found.get("state") == state else text
+        bare_code = text if re.fullmatch(KEY_FORM, text, re.ASCII) else ""
+        code = found.get("code") if found.get("state") == state else bare_code
         try:
             if refusal := found.get("error"):
                 said = clean(f"{refusal} {found.get('error_description', '')}")
                 raise RunError(f"Oura refused the sign-in: {said}", "run --login again")
-            if re.fullmatch(KEY, code, re.ASCII):
+            if code:
                 http.run(partial(sign_in.exchange, code))
                 break
             if not text or not asks_left:
-                raise RunError("no address of this sign-in was pasted", "run --login again")
+                raise RunError("no address of this sign-in was entered", "run --login again")
         except RunError as error:
             show(str(error))
             raise
-        say(f"Wrong address: it begins with {redirect_uri} and contains code=. Paste it again:")
+        say(f"Wrong address. The right one begins with {redirect_uri} and contains code=.")
     show("You are signed in. You can close this tab.")
     say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
     http.run(partial(Oura(http).read, [date.today()], []))
     say(f"Oura was read. Next, check both services: {settings.command('--check')}")
     if settings["OURA_TOKEN"]:
-        logging.warning("OURA_TOKEN is set and wins: remove it to use the sign-in")
+        logging.warning("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
 
 
 def check(client: httpx.Client, settings: Settings, options: argparse.Namespace) -> int:
@@ -1070,8 +1070,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"the last N days up to --date, from 1 (the default) to {MAX_DAYS}")
     add("--env-file", metavar="FILE", type=Path, help="read the settings from FILE, not from .env")
     mode("--login", help="sign in with Oura, once")
-    mode("--check", help="see whether both services work; nothing is sent")
-    mode("--dry-run", help="print what would be sent; Petals is not asked")
+    mode("--check", help="check that both services work; nothing is sent")
+    mode("--dry-run", help="print what would be sent, without asking Petals")
     mode("--demo", help="show what is sent for a sample night; needs no account and no network")
     flag("-q", "--quiet", help="show problems only")
     flag("-v", "--verbose", help="show each request, each failed try and, with --days, each day")
@@ -1116,13 +1116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = parse_arguments(argv)
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # keep what nohup ignores
             signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
-    logging.raiseExceptions = False  # it is no failure if nobody can read stderr
+    logging.raiseExceptions = False  # it is not an error if nobody can read stderr
     try:
         with redirect_stdout(None) if options.quiet and not options.login else nullcontext():
             return run(options)
@@ -1142,7 +1142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except OSError:  # what nobody can read would be written again at exit
+            except OSError:  # or Python would try again at exit, and fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
