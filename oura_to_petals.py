@@ -23,7 +23,6 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import date, timedelta
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from random import uniform
@@ -45,6 +44,7 @@ __version__ = "1.1.0"
 
 SCRIPT = Path(__file__).resolve()
 Json = dict[str, Any]  # a JSON object
+Answer = tuple[str, Callable[[str], None]]  # to --login: an address, a function to show the result
 T = TypeVar("T")
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
@@ -59,6 +59,8 @@ NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 MAX_DELAY = 60.0  # seconds between two attempts
 MAX_BYTES = 8 * 2**20
 MAX_PAGES = 200
+SIGN_IN_AGAIN = "sign in again with --login"
+RENAME_IT = "rename that metric in Petals and run again"
 
 
 class RunError(Exception):
@@ -121,6 +123,13 @@ class Settings(dict[str, str]):
     env_file: Path | None = None
     __repr__ = object.__repr__  # without the values
 
+    def signed_in(self) -> bool:
+        """Return whether the token file has content, or cannot be read, which is reported later."""
+        try:
+            return bool(Path(self["OURA_TOKEN_FILE"]).read_bytes().strip())
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+
     def for_oura(self) -> tuple[str, ...]:
         """Return the names of the settings that are needed to read Oura."""
         return ("OURA_TOKEN", "OURA_HOST") if self["OURA_TOKEN"] else ("OURA_TOKEN_FILE", *SIGN_IN)
@@ -133,16 +142,15 @@ class Settings(dict[str, str]):
     def check(self, *names: str) -> None:
         """Raise `SettingsError` with all of these settings that are missing or wrong."""
         problems = []
-        if "OURA_TOKEN_FILE" in names and not os.path.exists(self["OURA_TOKEN_FILE"]):
+        if "OURA_TOKEN_FILE" in names and not self.signed_in():
             hint = "" if self["OURA_CLIENT_ID"] else ", or set OURA_TOKEN if you have one"
             problems.append(f"not signed in: run {self.command('--login')}{hint}")
         if missing := ", ".join(name for name in names if not self[name] and name in REQUIRED):
             file = self.env_file or "a .env file (none was found)"
             problems.append(f"not set: {missing}; looked in the environment and {file}")
         for pattern, form, problem in FORMS:
-            for name in names:
-                fits = re.fullmatch(form, self[name], re.ASCII)
-                if self[name] and re.fullmatch(pattern, name) and not fits:
+            for name in filter(self.get, names):
+                if re.fullmatch(pattern, name) and not re.fullmatch(form, self[name], re.ASCII):
                     problems.append(f"{name} {problem}")
         if problems:
             raise SettingsError("; ".join(problems))
@@ -151,6 +159,7 @@ class Settings(dict[str, str]):
 def load_settings(path: Path | None) -> Settings:
     """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
     path = path or next(filter(Path.is_file, (Path(".env"), SCRIPT.with_name(".env"))), None)
+    path = path and path.absolute()
     try:
         content = path.read_bytes() if path else b""
     except OSError as error:
@@ -160,7 +169,7 @@ def load_settings(path: Path | None) -> Settings:
     text = io.StringIO(content.decode("utf-8-sig", "replace"))
     in_file = dotenv_values(stream=text, interpolate=False)
     settings = Settings()
-    settings.env_file = path and path.absolute()
+    settings.env_file = path
     for name, default in DEFAULTS.items():
         in_environment = os.environ.get(name, "").strip()
         settings[name] = in_environment or (in_file.get(name) or "").strip() or default
@@ -221,8 +230,7 @@ class Http:
         self.seconds, self.deadline = seconds, monotonic() + seconds
         self.pending: list[str] = []  # the names of the requests that have no answer yet
         self.renewal = threading.Lock()  # held from spending a token until the next one is on disk
-        keys = ("OURA_TOKEN", "OURA_CLIENT_SECRET", "PETALS_API_KEY")
-        SECRETS.update(settings[key] for key in keys if settings[key])
+        SECRETS.update(value for value in map(settings.get, KEY_NAMES.split("|")) if value)
 
     def run(self, work: Callable[[], T]) -> T:
         """Return the result of a function, or raise `RunError` at the time limit."""
@@ -338,12 +346,13 @@ TOKEN_URLS = (
     "https://moi.ouraring.com/oauth/v2/ext/oauth-token",
     "https://api.ouraring.com/oauth/token",  # for applications of Oura's old portal
 )
-SIGN_IN_AGAIN = "sign in again with --login"
 
 
-def parse_tokens(content: Any, source: str) -> dict[str, str]:
-    """Return the tokens in a file or an answer. Raises `RunError` if they cannot be used."""
-    found = {"token_url": TOKEN_URLS[0], **content} if isinstance(content, dict) else {}
+def parse_tokens(content: str | bytes, source: str) -> dict[str, str]:
+    """Return the tokens in a JSON object. Raises `RunError` if they cannot be used."""
+    found: Json = {}
+    with suppress(ValueError, TypeError, RecursionError):
+        found = {"token_url": TOKEN_URLS[0], **json.loads(content)}
     names = ("access_token", "refresh_token", "token_url")
     tokens = {name: str(found.get(name) or "") for name in names}
     if not all(re.fullmatch("[!-~]+", value) for value in tokens.values()):
@@ -388,10 +397,7 @@ class SignIn(Service):
     def access_token(self, refused: str = "") -> str:
         """Return the access token; renew it first if it is the refused one. Raises `RunError`."""
         with self.locked_file() as file:
-            content: Any = None
-            with suppress(ValueError, RecursionError):
-                content = json.load(file)
-            tokens = parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
+            tokens = parse_tokens(file.read(), self.settings["OURA_TOKEN_FILE"])
             if tokens["access_token"] == refused:
                 if self.http.deadline - monotonic() < RENEWAL_SECONDS:
                     raise RunError("too little time is left to renew the sign-in", "run again")
@@ -427,12 +433,11 @@ class SignIn(Service):
             answer = self.request("POST", "", max_lost=2, data=data)
             kept = {name: value for name, value in answer.items() if value}
             content = {**form, **kept, "token_url": url}  # no new refresh token: keep the old one
-            tokens = parse_tokens(content, "the answer of Oura")
+            tokens = parse_tokens(json.dumps(content), "Oura's answer")
             write_tokens(file, json.dumps(tokens).encode().ljust(len(old)))
         return tokens
 
 
-LOOK_FOR_UPDATE = "if this keeps happening, look for a newer version of this script"
 ByDay = Mapping[date | None, list[Json]]  # documents by day; None for an unreadable day
 
 
@@ -487,7 +492,9 @@ class Oura(Service):
             found["sleep"] = reads["sleep"].result()
         except RunError:
             # As in Petals' published guide, `daily_sleep` may have all that is needed of `sleep`.
-            totals = [item.get(TOTAL.field) for item in chain(*found["daily_sleep"].values())]
+            totals = [
+                doc.get(TOTAL.field) for docs in found["daily_sleep"].values() for doc in docs
+            ]
             needed = [metric for metric in metrics if metric.collection == "sleep"]
             if not totals or None in totals or needed not in ([], [TOTAL]):
                 raise
@@ -514,7 +521,7 @@ class Oura(Service):
             if not page.get("next_token"):
                 return documents
             params["next_token"] = page["next_token"]
-        raise RunError(f"Oura {name} has more than {MAX_PAGES} pages", LOOK_FOR_UPDATE)
+        raise RunError(f"Oura {name} has more than {MAX_PAGES} pages", "check OURA_HOST")
 
 
 # --- Metrics (map) ----------------------------------------------------------------------------
@@ -549,7 +556,7 @@ class Metric(NamedTuple):
         if value is None or (type(value) in (int, float) and low <= value <= high):
             return value
         reason = f"Oura {collection} {self.field} is not a number from {low:g} to {high:g}"
-        raise RunError(reason, LOOK_FOR_UPDATE)
+        raise RunError(reason, "if this keeps happening, look for an update of this script")
 
     def value(self, documents: Mapping[str, list[Json]]) -> float | None:
         """Return the value of a day, or None if Oura has none. Raises `RunError`."""
@@ -620,12 +627,11 @@ class Night(NamedTuple):
     day: date
     values: dict[Metric, float]
     sentence: str
-    occurred_at: str
 
     @property
     def observations(self) -> list[Json]:
         """The values as observations with their metric inside."""
-        at, values = self.occurred_at, self.values.items()
+        at, values = f"{self.day}T00:00:00Z", self.values.items()
         return [{"metric": m.definition, "value": v, "occurredAt": at} for m, v in values]
 
 
@@ -634,7 +640,7 @@ def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Met
     # Sessions of these types were rejected or deleted (Oura API 2.0, `PublicSleepType`).
     real = [item for item in documents["sleep"] if item.get("type") not in ("rest", "deleted")]
     documents = {**documents, "sleep": real, "daily_sleep": documents["daily_sleep"][:1]}
-    values = {metric: metric.value(documents) for metric in metrics}
+    values = {m: value for m in metrics if (value := m.value(documents)) is not None}
     known = {}
     for slug in ("oura-sleep-minutes", "oura-readiness", "oura-hrv-ms", "oura-hrv"):
         with suppress(RunError):  # the sentence can do without it
@@ -649,13 +655,10 @@ def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Met
     elif (balance := known.get("oura-hrv")) is not None:
         parts.append(f"HRV balance {balance:g}")
     sentence = ", ".join(parts)
-    present = {metric: value for metric, value in values.items() if value is not None}
-    return Night(day, present, sentence[:1].upper() + sentence[1:], f"{day}T00:00:00Z")
+    return Night(day, values, sentence[:1].upper() + sentence[1:])
 
 
 # --- Petals (push) ----------------------------------------------------------------------------
-
-RENAME_IT = "rename that metric in Petals and run again"
 
 
 class Petals(Service):
@@ -734,7 +737,7 @@ class Petals(Service):
         slugs = [metric.slug for metric in night.values]
         if self.metrics is not None:
             values = {m.key: value for m, value in night.values.items() if m.key in self.metrics}
-            slugs, at = list(values), night.occurred_at
+            slugs, at = list(values), f"{night.day}T00:00:00Z"
             rows = [{"metricSlug": s, "value": v, "occurredAt": at} for s, v in values.items()]
             if not rows:
                 return 0
@@ -914,9 +917,6 @@ def demo_client() -> httpx.Client:
     return httpx.Client(transport=httpx.MockTransport(answer))
 
 
-Answer = tuple[str, Callable[[str], None]]  # an address, and a function to show the result
-
-
 def read_stdin(answers: SimpleQueue[Answer]) -> None:
     """Put each pasted line in the queue, and an empty one at the end of stdin."""
     # Unbuffered, because Python cannot exit while a thread waits in a buffered read.
@@ -985,7 +985,8 @@ def log_in(http: Http) -> None:
     if sys.stdout is not None and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
         webbrowser.open(url)
 
-    for asks_left in (3, 2, 1, 0):
+    ask_again = iter((True, True, True, False))
+    while True:
         text, show = answers.get()
         found = httpx.QueryParams(text.partition("#")[0].rpartition("?")[2])
         bare_code = text if re.fullmatch(KEY_FORM, text, re.ASCII) else ""
@@ -997,7 +998,7 @@ def log_in(http: Http) -> None:
             if code:
                 http.run(partial(sign_in.exchange, code))
                 break
-            if not text or not asks_left:
+            if not text or not next(ask_again):
                 raise RunError("no address of this sign-in was entered", "run --login again")
         except RunError as error:
             show(str(error))
@@ -1052,8 +1053,7 @@ def day_argument(text: str) -> date:
     today = date.today()
     day = {"today": today, "yesterday": today - ONE_DAY}.get(text) or parse_day(text)
     if not day or not FIRST_DAY <= day <= today:
-        wanted = f"today, yesterday, or YYYY-MM-DD from {FIRST_DAY} to today"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not YYYY-MM-DD from {FIRST_DAY} to today")
     return day
 
 

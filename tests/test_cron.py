@@ -1,35 +1,39 @@
-"""The script as cron runs it: a process of its own, in the home folder, seen from outside."""
+"""The script as a process of its own, mostly as cron starts it, and what its exit code says."""
 
 from __future__ import annotations
 
 import io
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from conftest import SCRIPT, Ended, World
-from services import KEY, TOKEN, Oura, Petals, hang, local_server
+from services import DAY, KEY, TOKEN, Oura, Petals, hang, local_server
 
-Cron = Callable[..., Ended]
-SUCCESS = "Pushed 3 observations for 2026-06-10. Slept 7h12, readiness 82, HRV 54ms.\n"
+RESULT = "Pushed 3 observations for 2026-06-10. Slept 7h12, readiness 82, HRV 54ms.\n"
 
 
 class Served:
+    """Both services on a local port, and the settings for them."""
+
     def __init__(self, host: str, oura: Oura, petals: Petals) -> None:
         self.oura, self.petals = oura, petals
-        self.env = {
-            "OURA_TOKEN": TOKEN,
-            "PETALS_API_KEY": KEY,
-            "OURA_HOST": host,
-            "PETALS_HOST": f"{host}/",
-        }
+        hosts = {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
+        self.env = {"OURA_TOKEN": TOKEN, "PETALS_API_KEY": KEY, **hosts}
+
+    def write_env_file(self, path: Path) -> Path:
+        path.write_text("".join(f"{name}={value}\n" for name, value in self.env.items()))
+        path.chmod(0o600)
+        return path
 
 
 @pytest.fixture
@@ -39,74 +43,53 @@ def served() -> Iterator[Served]:
         yield Served(host, oura, petals)
 
 
-def test_a_night_from_the_env_file_in_the_home_folder(
-    cron: Cron, served: Served, empty_home: Path
+def test_a_night_is_sent_with_the_env_file_in_the_home_folder(
+    cron: Callable[..., Ended], served: Served, empty_home: Path
 ) -> None:
-    path = empty_home / ".env"
-    path.write_text("".join(f"{name}={value}\n" for name, value in served.env.items()))
-    path.chmod(0o600)
-    ended = cron("--date", "2026-06-10")
-    assert (ended.code, ended.out, ended.err) == (0, SUCCESS, "")
+    served.write_env_file(empty_home / ".env")
+    assert cron("--date", "2026-06-10") == Ended(0, RESULT, "")
     assert len(served.oura.requests) == 3
     assert len(served.petals.requests) == 2
 
 
-def test_nothing_set_up_is_exit_2_with_one_line(cron: Cron) -> None:
-    ended = cron()
-    assert (ended.code, ended.out, len(ended.problems)) == (2, "", 1)
-    assert ended.err.startswith("oura_to_petals: not set: OURA_TOKEN")
-
-
-def test_a_failure_is_exit_1_with_one_line(cron: Cron, served: Served) -> None:
-    ended = cron("--date", "2026-06-10", **{**served.env, "PETALS_API_KEY": "petals-old"})
-    assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
-    assert ended.err.startswith("oura_to_petals: 2026-06-10: Petals metrics/list answered 401")
-
-
-def test_nobody_listens_and_still_it_ends(cron: Cron, served: Served) -> None:
-    """Also that threads which hang do not hold up the exit."""
-    served.oura.collections["daily_sleep"][0]["total_sleep_duration"] = 25_920
-    served.oura.fail("/sleep", hang)
-    ended = cron("--date", "2026-06-10", seconds=10, **served.env)
-    assert ended.code == 0
-
-
-def test_demo_needs_nothing(cron: Cron) -> None:
-    ended = cron("--demo", PYTHONIOENCODING="utf-8")
-    assert (ended.code, ended.err) == (0, "")
-    assert "Pushed 12 observations" in ended.out
-
-
-def test_yesterday_is_by_the_machines_own_calendar(
+def test_yesterday_is_the_one_of_the_local_time_zone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
+    days = []
     for zone in ("UTC+12", "UTC-14"):
         monkeypatch.setenv("TZ", zone)
         time.tzset()
-        told.append(world.run("--demo", day=None).out.splitlines()[-1])
+        days.append(world.run("--demo", day=None).out.splitlines()[-1])
     monkeypatch.undo()
     time.tzset()
-    assert told[0] != told[1]
+    assert days[0] != days[1]
 
 
-@pytest.mark.parametrize("closed", ["pipe", "full", "gone"])
-def test_a_stdout_that_takes_nothing_makes_no_traceback(served: Served, closed: str) -> None:
-    redirect = {"pipe": "| true", "full": "> /dev/full", "gone": ">&-"}[closed]
-    line = f"sleep 0.05; {sys.executable} {SCRIPT} --date 2026-06-10 {redirect}"
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [("| true", 0), ("> /dev/full 2>&1", 0), (">&- 2>&-", 2)],
+)
+def test_output_that_nobody_can_read_is_no_failure(
+    served: Served, redirection: str, code: int
+) -> None:
+    env = {**os.environ, **(served.env if code == 0 else {})}
+    line = f"set -o pipefail; {sys.executable} {SCRIPT} --date 2026-06-10 {redirection}"
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"],
-        env={**os.environ, **served.env}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert served.petals.stored
+        ["bash", "-c", line], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+    assert bool(served.petals.stored) == (code == 0)
 
 
-def test_a_stderr_that_takes_nothing_keeps_the_exit_code(served: Served) -> None:
-    env = {**os.environ, **served.env, "OURA_TOKEN": "old"}
-    command = f"{sys.executable} {SCRIPT} --date 2026-06-10 2> /dev/full"
-    done = subprocess.run(["bash", "-c", command], env=env, check=False)
-    assert done.returncode == 1
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("path", [None, "/dev/full"])
+def test_a_run_ends_as_usual_without_stdout_or_stderr(
+    world: World, monkeypatch: pytest.MonkeyPatch, stream: str, path: str | None
+) -> None:
+    world.oura.tokens = {TOKEN} if stream == "stdout" else set()
+    file = path and open(path, "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, stream, file)
+    assert world.run() == Ended(int(stream == "stderr"), "", "")
 
 
 def test_an_encoding_without_a_dash_is_no_failure(
@@ -119,55 +102,66 @@ def test_an_encoding_without_a_dash_is_no_failure(
     assert stdout.buffer.getvalue().startswith(b"No Oura data for 2026-06-01")
 
 
-def test_ctrl_c_is_exit_130_without_a_traceback(served: Served) -> None:
+@pytest.mark.parametrize(
+    ("number", "file", "options"),
+    [(signal.SIGTERM, "my keys", ["--env-file", "my keys"]), (signal.SIGHUP, ".env", [])],
+)
+def test_an_interrupted_run_is_exit_130_with_the_command_that_goes_on(
+    served: Served, empty_home: Path, number: int, file: str, options: list[str]
+) -> None:
+    env_file = served.write_env_file(empty_home / file)
+    served.oura.fill(7)
     asked = threading.Event()
-
-    def answer(_: object) -> None:
-        asked.set()
-        hang()
-
-    served.oura.fail("/daily_sleep", answer)
-    command = [sys.executable, SCRIPT, "--date", "2026-06-10", "--days", "30"]
+    served.petals.fail("/bulk", lambda _: None, times=2)
+    served.petals.fail("/bulk", lambda _: asked.set() or hang())
+    script = os.path.relpath(SCRIPT, empty_home)
     process = subprocess.Popen(
-        command, env={**os.environ, **served.env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, script, "--date", str(DAY), "--days", "7", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert asked.wait(10)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert b"Traceback" not in err
-    assert all(line.startswith(b"oura_to_petals: ") for line in err.splitlines())
-    assert b"Pushed 3" not in out
+    assert out == "Pushed 6 observations for 2 of 7 days, 2026-06-09 to 2026-06-10.\n"
+    message, command = err.split(", go on with: ")
+    assert message == "oura_to_petals: interrupted; 2 of 7 days are in"
+    script = f"{sys.executable} {SCRIPT.resolve()}"
+    env_option = shlex.join(["--env-file", str(env_file)])
+    assert command == f"{script} --date 2026-06-08 --days 5 {env_option}\n"
+    if number == signal.SIGTERM:
+        assert subprocess.run(command, shell=True, cwd="/", check=False).returncode == 0
+        assert served.petals.stored.keys() == {str(DAY - timedelta(days=n)) for n in range(7)}
 
 
-def test_ctrl_c_while_it_starts_is_exit_130_too(cron: Cron, empty_home: Path) -> None:
-    interrupt = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
-    (empty_home / "httpx.py").write_text(interrupt)
-    ended = cron("--demo", PYTHONPATH=str(empty_home))
-    assert (ended.code, ended.out, ended.err) == (130, "", "")
+def test_a_hangup_is_ignored_under_nohup(world: World) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    world.petals.fail("/bulk", lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    assert world.run() == Ended(0, RESULT, "")
 
 
-def test_a_full_stdout_is_no_failure_of_what_was_done(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["httpx", "dotenv"])
+def test_a_missing_library_is_exit_2_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        ended = world.run()
-    assert (ended.code, ended.err) == (0, "")
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))
+    assert stop.value.code == 2
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert problem.startswith("oura_to_petals: httpx or ")
+    assert ".venv/bin/python" in problem
+    assert "uv run" in problem
 
 
-def test_where_there_is_no_fcntl_it_runs_all_the_same(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fcntl_is_not_needed(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     """As on Windows."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert runpy.run_path(str(SCRIPT))["main"](["--demo"]) == 0
 
 
-def test_without_a_stderr_problems_do_not_go_to_stdout(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", None)
-    world.oura.tokens = set()
-    ended = world.run()
-    assert (ended.code, ended.out) == (1, "")
+def test_an_ignored_hangup_stays_ignored(world: World) -> None:
+    """As under nohup, in the same process."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    world.run("--demo")
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -388,7 +388,7 @@ class TestUnknownMetrics:
         world.petals.alike = {"oura_hrv"}
         ended = world.run()
         assert (ended.code, len(ended.problems)) == (1, 1)
-        reason = "Petals filed it under a metric that reads alike; rename that metric in Petals"
+        reason = "Petals filed it under a similar metric; rename that metric in Petals"
         assert f"oura_hrv left out: {reason} and run again" in ended.err
         assert set(world.petals.stored["2026-06-10"]) == {"oura_readiness", "oura_sleep_minutes"}
 
