@@ -254,6 +254,7 @@ def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) 
     """Return the delay before the next attempt in seconds, or None to give up.
 
     There are `MAX_ATTEMPTS` if the server did not process the request, `max_lost` if it may have.
+    If the server asks for a delay that is too long, it becomes the advice of the error.
     """
     cause = error.__cause__
     temporary = error.status in (408, 429, 500, 502, 503, 504)
@@ -429,7 +430,7 @@ class SignIn(Service):
             file.seek(0)
             old = file.read() or b" " * 4096
             write_tokens(file, old)  # fail on a full disk now, before the token is spent
-            # A lost answer is worth another try: the token may not have been spent.
+            # If the answer is lost, another try is worth it: the token may not have been spent.
             answer = self.request("POST", "", max_lost=2, data=data)
             kept = {name: value for name, value in answer.items() if value}
             content = {**form, **kept, "token_url": url}  # no new refresh token: keep the old one
@@ -492,11 +493,10 @@ class Oura(Service):
             found["sleep"] = reads["sleep"].result()
         except RunError:
             # As in Petals' published guide, `daily_sleep` may have all that is needed of `sleep`.
-            totals = [
-                doc.get(TOTAL.field) for docs in found["daily_sleep"].values() for doc in docs
-            ]
+            dailies = [doc for docs in found["daily_sleep"].values() for doc in docs]
+            totals = [doc.get(TOTAL_SLEEP.field) for doc in dailies]
             needed = [metric for metric in metrics if metric.collection == "sleep"]
-            if not totals or None in totals or needed not in ([], [TOTAL]):
+            if not totals or None in totals or needed not in ([], [TOTAL_SLEEP]):
                 raise
             found["sleep"] = {}
         return found
@@ -570,7 +570,10 @@ class Metric(NamedTuple):
             return None
         docs = documents[self.collection]
         if self.collection == "sleep":  # the longest session first
-            docs = sorted(docs, key=lambda s: -(TOTAL.check(s.get(TOTAL.field), "sleep", 60) or 0))
+            seconds_of = partial(TOTAL_SLEEP.check, collection="sleep", scale=60)
+            docs = sorted(
+                docs, key=lambda d: seconds_of(d.get(TOTAL_SLEEP.field)) or 0, reverse=True
+            )
         value: Any = docs[0] if docs else None
         for key in self.field.split("."):
             if value is not None:
@@ -606,7 +609,7 @@ METRICS = {row[0]: Metric(*row) for row in (
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
-TOTAL = METRICS["oura-sleep-minutes"]  # the total sleep of a day
+TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
 
 
@@ -701,12 +704,14 @@ class Petals(Service):
         Petals creates a definition before it refuses a value that is out of range (measured with
         version 2.1.0), so such a value is sent and none is stored.
         """
-        known = self.metrics or {}
-        labels = {str(item.get("label")).lower(): slug for slug, item in known.items()}
+        if self.metrics is None:
+            return {}
+        known = {*self.metrics, *self.proposed}
+        labels = {str(item.get("label")).lower(): slug for slug, item in self.metrics.items()}
         reasons: dict[str, str] = {}
         unknown: dict[str, list[str]] = defaultdict(list)
         for metric in dict.fromkeys(metric for night in nights for metric in night.values):
-            if self.metrics is None or metric.key in {*known, *self.proposed}:
+            if metric.key in known:
                 continue
             self.proposed.add(metric.key)
             if slug := labels.get(metric.label.lower()):
@@ -842,8 +847,8 @@ class Transfer:
                         raise
                     self.fail(error, [night.day])
                     failed_days += 1
-                if failed_days == 5:
-                    raise RunError("stopped after five failed days in a row")
+                    if failed_days == 5:
+                        raise RunError("stopped after five failed days in a row") from None
 
     def send_night(self, night: Night) -> None:
         """Send a night, if it has values, and note the result. Raises `RunError`."""
@@ -985,7 +990,7 @@ def log_in(http: Http) -> None:
     if sys.stdout is not None and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
         webbrowser.open(url)
 
-    ask_again = iter((True, True, True, False))
+    ask_again = iter((True, True, True, False))  # after a wrong line
     while True:
         text, show = answers.get()
         found = httpx.QueryParams(text.partition("#")[0].rpartition("?")[2])
@@ -1122,7 +1127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
-    logging.raiseExceptions = False  # it is not an error if nobody can read stderr
     try:
         with redirect_stdout(None) if options.quiet and not options.login else nullcontext():
             return run(options)
@@ -1138,12 +1142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = [frame.lineno for frame in frames if frame.filename == __file__][-1]
         logging.error(f"a bug, {type(error).__name__} in line {line}: please report it")
         return 1
-    finally:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except OSError:  # or Python would try again at exit, and fail
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

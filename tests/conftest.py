@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
-from services import DAY, KEY, TOKEN, GuidePetals, Oura, Petals, hang
+from services import DAY, KEY, TOKEN, ArrayPetals, Oura, Petals, hang
 
 import oura_to_petals
 
@@ -142,9 +142,9 @@ def world(
 
 
 @pytest.fixture
-def guide_world(world: World) -> World:
+def array_world(world: World) -> World:
     """A Petals as in the guide, and an Oura whose `daily_sleep` has the total as in the guide."""
-    world.use(GuidePetals())
+    world.use(ArrayPetals())
     world.oura.collections["daily_sleep"][0]["total_sleep_duration"] = 25_920
     world.oura.collections["sleep"] = None
     return world

@@ -332,9 +332,6 @@ class ArrayPetals(FakeServer):
         return httpx.Response(202, json={"jobId": "job-1"})
 
 
-GuidePetals = ArrayPetals
-
-
 def fits(row: dict[str, Any]) -> bool:
     number = isinstance(row["value"], (int, float)) and not isinstance(row["value"], bool)
     slug = row["metricSlug"].replace("_", "").isalnum()

@@ -46,14 +46,14 @@ def test_a_night_is_sent_in_one_request(world: World) -> None:
     assert ended == Ended(0, f"Pushed 3 observations for 2026-06-10. {SENTENCE}.\n", "")
 
 
-def test_an_array_server_is_sent_an_array(guide_world: World) -> None:
-    ended = guide_world.run()
+def test_an_array_server_is_sent_an_array(array_world: World) -> None:
+    ended = array_world.run()
 
     def row(slug: str, label: str, unit: str, value: int) -> dict:
         metric = {"slug": slug, "label": label, "unit": unit, "aggregationHint": "avg"}
         return {"metric": metric, "value": value, "occurredAt": "2026-06-10T00:00:00Z"}
 
-    assert guide_world.petals.sent(BULK) == [
+    assert array_world.petals.sent(BULK) == [
         [
             row("oura-readiness", "Oura readiness score", "score", 82),
             row("oura-hrv", "Oura HRV balance", "score", 77),
@@ -76,11 +76,11 @@ def test_an_array_server_is_sent_an_array(guide_world: World) -> None:
     ids=["405", "metrics is null", "metrics is an object", "an array", "a page"],
 )
 def test_a_server_without_a_list_of_metrics_is_an_array_server(
-    guide_world: World, listed: httpx.Response
+    array_world: World, listed: httpx.Response
 ) -> None:
-    guide_world.petals.fail("/list", listed)
-    assert guide_world.run().code == 0
-    assert set(guide_world.petals.stored["2026-06-10"].values()) == {82, 77, 432}
+    array_world.petals.fail("/list", listed)
+    assert array_world.run().code == 0
+    assert set(array_world.petals.stored["2026-06-10"].values()) == {82, 77, 432}
 
 
 def test_each_key_is_sent_only_to_its_own_service(world: World) -> None:
@@ -452,10 +452,10 @@ def test_an_answer_that_does_not_say_that_all_is_stored_is_a_failure(
     ],
 )
 def test_an_error_in_the_answer_of_an_array_server_is_a_failure(
-    guide_world: World, response: httpx.Response, words: str
+    array_world: World, response: httpx.Response, words: str
 ) -> None:
-    guide_world.petals.fail(BULK, response)
-    ended = guide_world.run()
+    array_world.petals.fail(BULK, response)
+    ended = array_world.run()
     assert (ended.code, ended.out) == (1, "")
     assert words in ended.err
 

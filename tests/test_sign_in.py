@@ -77,6 +77,7 @@ def visit(port: int, method: str, path: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     connection.request(method, path)
     response = connection.getresponse()
+    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
     return response.status, response.read().decode()
 
 
