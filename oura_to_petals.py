@@ -112,7 +112,7 @@ FORMS = (  # pattern of names, pattern of values, and what is wrong with any oth
     ("OURA_TOKEN", "(?!petals-).*", "begins with petals-: are the two keys swapped?"),
     ("PETALS_API_KEY", "petals-.+", "does not begin with petals-: copy it again"),
     (KEY_NAMES, KEY_FORM, "has a space or another character that is in no key: copy it again"),
-    (r"\w+_(HOST|URL)", URL_FORM, "is not an https:// address, or has a user, query or fragment"),
+    (r"\w+_(HOST|URL)", URL_FORM, "is not a plain https:// address (http:// only for localhost)"),
     ("OURA_REDIRECT_URI", r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?", "is not a complete address"),
 )
 
@@ -1008,7 +1008,8 @@ def log_in(http: Http) -> None:
         except RunError as error:
             show(str(error))
             raise
-        say(f"Wrong address. The right one begins with {redirect_uri} and contains code=.")
+        say("This is not the address of this sign-in. If in doubt, open the address above again.")
+        say(f"The right one begins with {redirect_uri} and contains code=. Paste it here:")
     show("You are signed in. You can close this tab.")
     say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
     http.run(partial(Oura(http).read, [date.today()], []))
