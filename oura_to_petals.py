@@ -24,7 +24,6 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from random import uniform
 from time import monotonic, sleep
 from typing import Any, NamedTuple, TextIO, TypeVar
@@ -922,19 +921,19 @@ def demo_client() -> httpx.Client:
     return httpx.Client(transport=httpx.MockTransport(answer))
 
 
-def read_stdin(answers: SimpleQueue[Answer]) -> None:
-    """Put each pasted line in the queue, and an empty one at the end of stdin."""
+def read_stdin(put: Callable[[Answer], None]) -> None:
+    """Put each pasted line, and an empty one at the end of stdin."""
     # Unbuffered, because Python cannot exit while a thread waits in a buffered read.
     with suppress(OSError), open(0, "rb", buffering=0, closefd=False) as stdin:
         for line in stdin:
             text = re.sub(r"\x1b?\[?20[01]~", "", line.decode(errors="replace"))  # bracketed paste
             if text := text.strip("<>'\" \t\r\n"):
-                answers.put((text, lambda _: None))
-    answers.put(("", lambda _: None))
+                put((text, lambda _: None))
+    put(("", lambda _: None))
 
 
-def listen(redirect: httpx.URL, state: str, answers: SimpleQueue[Answer]) -> None:
-    """Put the address that the browser is redirected to in the queue (RFC 8252, 7.3)."""
+def listen(redirect: httpx.URL, state: str, put: Callable[[Answer], None]) -> None:
+    """Put the address to which Oura redirects the browser (RFC 8252, 7.3)."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -946,7 +945,7 @@ def listen(redirect: httpx.URL, state: str, answers: SimpleQueue[Answer]) -> Non
             elif params.get("state") != state or not (params.get("code") or params.get("error")):
                 self.show("This address is not part of the current sign-in.", 400)
             else:
-                answers.put((self.path, self.show))
+                put((self.path, self.show))
                 threading.Event().wait()  # the sign-in shows its result, and the script ends
 
         do_HEAD = do_POST = do_GET  # noqa: N815 - names that http.server calls
@@ -971,6 +970,7 @@ def log_in(http: Http) -> None:
     """Sign in with Oura by a code, from the browser or a pasted line. Raises `RunError`."""
     import secrets
     import webbrowser
+    from queue import SimpleQueue
 
     settings, state = http.settings, secrets.token_urlsafe(16)
     http.settings = Settings({**settings, "OURA_TOKEN": ""})  # so that the sign-in is used
@@ -982,8 +982,8 @@ def log_in(http: Http) -> None:
     params |= {"redirect_uri": redirect_uri, "scope": "daily", "state": state}
     url = str(httpx.URL(settings["OURA_AUTHORIZE_URL"], params=params))
     answers: SimpleQueue[Answer] = SimpleQueue()
-    listen(httpx.URL(redirect_uri), state, answers)
-    start(partial(read_stdin, answers))
+    listen(httpx.URL(redirect_uri), state, answers.put)
+    start(partial(read_stdin, answers.put))
     say(f"Your application at Oura must have exactly this redirect address:\n  {redirect_uri}")
     say(f"Open this address in a browser and agree:\n  {url}")
     say("If the browser ends on a page that does not load, paste the address of that page here:")
