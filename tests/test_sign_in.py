@@ -573,6 +573,13 @@ class TestInterruptions:
         assert "no answer from " in ended.err
         assert tokens() == NEW
 
+    def test_a_renewal_is_not_started_late(self, expired: World, monkeypatch: MonkeyPatch) -> None:
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 29.0)
+        ended = expired.run()
+        assert (ended.code, len(ended.problems)) == (1, 1)
+        assert "too little time is left to renew the sign-in; run again" in ended.err
+        assert expired.oura.asked("oauth-token") == []
+
     def test_waiting_for_a_lock_is_limited(self, expired: World, monkeypatch: MonkeyPatch) -> None:
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.1)
         with FILE.open() as file:
