@@ -43,7 +43,7 @@ __version__ = "1.1.0"
 
 SCRIPT = Path(__file__).resolve()
 Json = dict[str, Any]  # a JSON object
-Answer = tuple[str, Callable[[str], None]]  # to --login: an address, a function to show the result
+Answer = tuple[str, Callable[[str], None]]  # for --login: what was entered, and how to reply
 T = TypeVar("T")
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
@@ -79,7 +79,7 @@ class RunError(Exception):
 
 
 class SettingsError(RunError):
-    """A setting, or something else on this machine, is wrong. The exit code is 2."""
+    """A setting, or something else on this machine, is wrong. The exit code is 2 before a run."""
 
 
 # --- Settings ---------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Settings(dict[str, str]):
     __repr__ = object.__repr__  # without the values
 
     def signed_in(self) -> bool:
-        """Return whether the token file has content, or cannot be read, which is reported later."""
+        """Return whether the token file has content, or is unreadable, which is reported later."""
         try:
             return bool(Path(self["OURA_TOKEN_FILE"]).read_bytes().strip())
         except OSError as error:
@@ -192,7 +192,7 @@ def clean(said: object) -> str:
 
 
 def start(work: Callable[[], T]) -> Future[T]:
-    """Run a function in a daemon thread, which unlike that of an executor does not delay exit."""
+    """Run a function in a daemon thread. The thread of an executor would delay the exit."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -240,9 +240,11 @@ class Http:
                 wait([future], 0.2)  # short: a signal just before a wait does not interrupt it
         finally:
             if not future.done():
-                for number in SIGNALS:  # a second Ctrl-C must not cut off a renewal
-                    signal.signal(number, signal.SIG_IGN)
+                # A second Ctrl-C must not cut off a renewal.
+                handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
                 self.renewal.acquire(timeout=max(0, self.deadline - monotonic()) + 5)
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         if not future.done():
             names = ", ".join(sorted(set(self.pending))) or "the services"
             raise RunError(f"no answer from {names} within {self.seconds:.0f} seconds")
@@ -252,8 +254,8 @@ class Http:
 def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) -> float | None:
     """Return the delay before the next attempt in seconds, or None to give up.
 
-    There are `MAX_ATTEMPTS` if the server did not process the request, `max_lost` if it may have.
-    If the server asks for a delay that is too long, it becomes the advice of the error.
+    There are `MAX_ATTEMPTS` if the server did not process the request, else `max_lost`. The delay
+    that a server asks for also becomes the advice of the error.
     """
     cause = error.__cause__
     temporary = error.status in (408, 429, 500, 502, 503, 504)
@@ -265,10 +267,8 @@ def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) 
     delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
     if re.fullmatch("[0-9]+", error.retry_after):
         delay = float(error.retry_after)
-    if delay > min(MAX_DELAY, remaining):
         error.advice = f"try again in {delay:.0f} seconds"
-        return None
-    return delay
+    return delay if delay <= min(MAX_DELAY, remaining) else None
 
 
 class Service:
@@ -344,7 +344,7 @@ class Service:
 
 TOKEN_URLS = (
     "https://moi.ouraring.com/oauth/v2/ext/oauth-token",
-    "https://api.ouraring.com/oauth/token",  # for applications of Oura's old portal
+    "https://api.ouraring.com/oauth/token",  # for applications registered in Oura's old portal
 )
 
 
@@ -496,13 +496,13 @@ class Oura(Service):
             totals = [doc.get(TOTAL_SLEEP.field) for doc in dailies]
             needed = [metric for metric in metrics if metric.collection == "sleep"]
             if not totals or None in totals or needed not in ([], [TOTAL_SLEEP]):
-                raise
+                raise  # something is needed that only `sleep` has
             found["sleep"] = {}
         return found
 
     def read_pages(self, name: str, days: Sequence[date]) -> ByDay:
         """Return the documents of a collection, from all its pages, by day. Raises `RunError`."""
-        # Users report three meanings of these dates. One more day at each end covers them all.
+        # Reports differ on what these dates mean. One more day at each end covers every meaning.
         params = {"start_date": str(days[-1] - ONE_DAY), "end_date": str(days[0] + ONE_DAY)}
         if name == "sleep":  # leave out its series, which are most of a document
             fields = [metric.field for metric in METRICS.values() if metric.collection == "sleep"]
@@ -595,7 +595,7 @@ METRICS = {row[0]: Metric(*row) for row in (
     ("oura-deep-minutes", "sleep", "deep_sleep_duration", "minutes", 0, 1440,
      "Oura deep sleep", "Slow-wave stage N3, which restores the body."),
     ("oura-rem-minutes", "sleep", "rem_sleep_duration", "minutes", 0, 1440,
-     "Oura REM", "Rapid eye movement stage, in which most dreams are."),
+     "Oura REM", "Rapid eye movement stage, in which most dreams occur."),
     ("oura-light-minutes", "sleep", "light_sleep_duration", "minutes", 0, 1440,
      "Oura light sleep", "Stages N1 and N2, the shallow part from which one wakes easily."),
     ("oura-sleep-efficiency", "sleep", "efficiency", "percent", 0, 100,
@@ -700,8 +700,8 @@ class Petals(Service):
     def define(self, nights: Iterable[Night]) -> dict[str, list[str]]:
         """Define new metrics. Return the slugs left undefined, for each reason. Raises `RunError`.
 
-        Petals creates a definition before it refuses a value that is out of range (measured with
-        version 2.1.0), so such a value is sent and none is stored.
+        Petals defines a metric even if it refuses its value as out of range (measured with version
+        2.1.0). So such a value is sent: the metric is defined, and no value is stored.
         """
         if self.metrics is None:
             return {}
@@ -833,7 +833,7 @@ class Transfer:
         failed_days = 0
         for nights in self.read():
             if self.failures or any(night.values for night in nights):
-                loading.result()  # also reports Petals' problem beside Oura's
+                loading.result()  # if Oura failed, a problem of Petals is reported too
             for reason, slugs in self.petals.define(nights).items():
                 self.fail(f"{', '.join(slugs)} left out: {reason}")
             for night in nights:
@@ -922,7 +922,7 @@ def demo_client() -> httpx.Client:
 
 
 def read_stdin(put: Callable[[Answer], None]) -> None:
-    """Put each pasted line, and an empty one at the end of stdin."""
+    """Put each pasted line in the queue, and an empty one at the end of stdin."""
     # Unbuffered, because Python cannot exit while a thread waits in a buffered read.
     with suppress(OSError), open(0, "rb", buffering=0, closefd=False) as stdin:
         for line in stdin:
@@ -933,7 +933,7 @@ def read_stdin(put: Callable[[Answer], None]) -> None:
 
 
 def listen(redirect: httpx.URL, state: str, put: Callable[[Answer], None]) -> None:
-    """Put the address to which Oura redirects the browser (RFC 8252, 7.3)."""
+    """Put the address to which Oura redirects the browser in the queue (RFC 8252, 7.3)."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -946,7 +946,7 @@ def listen(redirect: httpx.URL, state: str, put: Callable[[Answer], None]) -> No
                 self.show("This address is not part of the current sign-in.", 400)
             else:
                 put((self.path, self.show))
-                threading.Event().wait()  # the sign-in shows its result, and the script ends
+                threading.Event().wait()  # the main thread replies, and the script ends
 
         do_HEAD = do_POST = do_GET  # noqa: N815 - names that http.server calls
 
@@ -967,13 +967,13 @@ def listen(redirect: httpx.URL, state: str, put: Callable[[Answer], None]) -> No
 
 
 def log_in(http: Http) -> None:
-    """Sign in with Oura by a code, from the browser or a pasted line. Raises `RunError`."""
+    """Sign in with Oura, with a code from the browser or a pasted line. Raises `RunError`."""
     import secrets
     import webbrowser
     from queue import SimpleQueue
 
     settings, state = http.settings, secrets.token_urlsafe(16)
-    http.settings = Settings({**settings, "OURA_TOKEN": ""})  # so that the sign-in is used
+    http.settings = Settings({**settings, "OURA_TOKEN": ""})  # or it would be used instead
     sign_in = SignIn(http)
     with sign_in.locked_file():
         pass  # check that it can be written before anybody opens a browser
@@ -1013,7 +1013,7 @@ def log_in(http: Http) -> None:
     show("You are signed in. You can close this tab.")
     say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
     http.run(partial(Oura(http).read, [date.today()], []))
-    say(f"Oura was read. Next, check both services: {settings.command('--check')}")
+    say(f"Reading Oura works. Next, check both services: {settings.command('--check')}")
     if settings["OURA_TOKEN"]:
         logging.warning("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
 
