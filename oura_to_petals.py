@@ -79,7 +79,7 @@ class RunError(Exception):
 
 
 class SettingsError(RunError):
-    """A setting, or something else on this machine, is wrong. The exit code is 2 before a run."""
+    """A setting, or something else on this machine, is wrong. Before a run, the exit code is 2."""
 
 
 # --- Settings ---------------------------------------------------------------------------------
