@@ -307,7 +307,7 @@ class Service:
 
     def send(self, name: str, method: str, path: str, content: Json) -> Json:
         """Send a request once and return the JSON object that answers it. Raises `RunError`."""
-        url, body, answer = self.url + path, b"", None
+        url, body, answer = self.url + path, bytearray(), None
         try:
             with self.http.client.stream(method, url, headers=self.headers, **content) as response:
                 for chunk in response.iter_bytes():
@@ -568,11 +568,9 @@ class Metric(NamedTuple):
                     return (sum(known) + 30) // 60
             return None
         docs = documents[self.collection]
-        if self.collection == "sleep":  # the longest session first
+        if docs and self.collection == "sleep":  # the longest session
             seconds_of = partial(TOTAL_SLEEP.check, collection="sleep", scale=60)
-            docs = sorted(
-                docs, key=lambda d: seconds_of(d.get(TOTAL_SLEEP.field)) or 0, reverse=True
-            )
+            docs = [max(docs, key=lambda doc: seconds_of(doc.get(TOTAL_SLEEP.field)) or 0)]
         value: Any = docs[0] if docs else None
         for key in self.field.split("."):
             if value is not None:
@@ -585,9 +583,9 @@ METRICS = {row[0]: Metric(*row) for row in (
     ("oura-readiness", "daily_readiness", "score", "score", 0, 100,
      "Oura readiness score", "How recovered the body is for the day ahead, as Oura scores it."),
     ("oura-hrv", "daily_readiness", "contributors.hrv_balance", "score", 0, 100,
-     "Oura HRV balance", "Readiness contributor: heart rate variability, two weeks against three."),
+     "Oura HRV balance", "Heart rate variability of two weeks against that of three months."),
     ("oura-sleep-minutes", "sleep", "total_sleep_duration", "minutes", 0, 1440,
-     "Oura sleep duration", "Total time asleep in the night before this day, naps included."),
+     "Oura sleep duration", "Total time asleep in the night that ended this day, naps included."),
     ("oura-sleep-score", "daily_sleep", "score", "score", 0, 100,
      "Oura sleep score", "Overall quality of the night from its seven contributors."),
     ("oura-hrv-ms", "sleep", "average_hrv", "ms", 0, 500,
@@ -629,11 +627,12 @@ class Night(NamedTuple):
     day: date
     values: dict[Metric, float]
     sentence: str
+    occurred_at: str
 
     @property
     def observations(self) -> list[Json]:
         """The values as observations with their metric inside."""
-        at, values = f"{self.day}T00:00:00Z", self.values.items()
+        at, values = self.occurred_at, self.values.items()
         return [{"metric": m.definition, "value": v, "occurredAt": at} for m, v in values]
 
 
@@ -657,7 +656,7 @@ def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Met
     elif (balance := known.get("oura-hrv")) is not None:
         parts.append(f"HRV balance {balance:g}")
     sentence = ", ".join(parts)
-    return Night(day, values, sentence[:1].upper() + sentence[1:])
+    return Night(day, values, sentence[:1].upper() + sentence[1:], f"{day}T00:00:00Z")
 
 
 # --- Petals (push) ----------------------------------------------------------------------------
@@ -737,11 +736,12 @@ class Petals(Service):
 
     def push(self, night: Night) -> int:
         """Send a night; return how many observations Petals stored. Raises `RunError`."""
-        body: Any = night.observations
-        slugs = [metric.slug for metric in night.values]
-        if self.metrics is not None:
+        body: Any
+        if self.metrics is None:
+            slugs, body = [metric.slug for metric in night.values], night.observations
+        else:
             values = {m.key: value for m, value in night.values.items() if m.key in self.metrics}
-            slugs, at = list(values), f"{night.day}T00:00:00Z"
+            slugs, at = list(values), night.occurred_at
             rows = [{"metricSlug": s, "value": v, "occurredAt": at} for s, v in values.items()]
             if not rows:
                 return 0
@@ -923,7 +923,7 @@ def demo_client() -> httpx.Client:
 
 def read_stdin(put: Callable[[Answer], None]) -> None:
     """Put each pasted line in the queue, and an empty one at the end of stdin."""
-    # Unbuffered, because Python cannot exit while a thread waits in a buffered read.
+    # Not `sys.stdin`: Python can crash at exit while a thread waits for its buffer.
     with suppress(OSError), open(0, "rb", buffering=0, closefd=False) as stdin:
         for line in stdin:
             text = re.sub(r"\x1b?\[?20[01]~", "", line.decode(errors="replace"))  # bracketed paste
@@ -1136,7 +1136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, SettingsError) else 1
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001 - the text of a bug could show a key
+    except Exception as error:  # noqa: BLE001 - its message could contain a key
         import traceback
 
         frames = traceback.extract_tb(error.__traceback__)
