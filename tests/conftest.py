@@ -22,7 +22,7 @@ import oura_to_petals
 SCRIPT = Path(oura_to_petals.__file__)
 CONTEXT = ssl.create_default_context()
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-    # threads that hand one interpreter to each other are faster on one processor than on several
+    # Threads of one interpreter are faster on one processor than on several.
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 HANDLERS = {signal.SIGINT: signal.default_int_handler}
@@ -69,7 +69,7 @@ def both_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that a run waited between tries, of which it slept none."""
+    """The seconds between the tries of a run, which are not really slept."""
     waits: list[float] = []
     monkeypatch.setattr(oura_to_petals, "sleep", waits.append)
     return waits
@@ -77,7 +77,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @dataclass
 class Clock:
-    """The clock that runs are limited by. It can be put ahead."""
+    """The clock of the time limit. It can be set ahead."""
 
     ahead: float = 0.0
     noticed: threading.Event = field(default_factory=threading.Event)
@@ -88,7 +88,7 @@ class Clock:
         return time.monotonic() + self.ahead
 
     def to_the_end(self, *_: object) -> None:
-        """Answer after the run's last second."""
+        """Answer after the time limit."""
         self.ahead += 1000
         self.noticed.wait(10)
         time.sleep(0.05)
@@ -116,7 +116,7 @@ class World:
     capsys: pytest.CaptureFixture[str]
 
     def use(self, petals: Any) -> None:
-        """Put another Petals in the place of this one."""
+        """Use another fake Petals."""
         self.petals = petals
 
     def run(self, *argv: str, day: str | None = str(DAY)) -> Ended:
@@ -143,7 +143,7 @@ def world(
 
 @pytest.fixture
 def array_world(world: World) -> World:
-    """A Petals as in the guide, and an Oura whose `daily_sleep` has the total as in the guide."""
+    """An array server, and an Oura with the total in `daily_sleep` and without `sleep`."""
     world.use(ArrayPetals())
     world.oura.collections["daily_sleep"][0]["total_sleep_duration"] = 25_920
     world.oura.collections["sleep"] = None

@@ -140,7 +140,6 @@ class Oura(FakeServer):
         }
         self.refresh_token = "refresh-1"
         self.code = "the-code"
-        self.lifetime: Any = 86_400
 
     def fill(self, days: int, last: date = DAY) -> None:
         """Have a night for each of these days."""
@@ -192,7 +191,7 @@ class Oura(FakeServer):
             answer = {
                 "access_token": f"access-{number}",
                 "refresh_token": self.refresh_token,
-                "expires_in": self.lifetime,
+                "expires_in": 86_400,
                 "token_type": "bearer",
                 "scope": "daily",
             }
