@@ -3,30 +3,44 @@
 # requires-python = ">=3.11"
 # dependencies = ["httpx>=0.28,<1", "python-dotenv>=1.0,<2"]
 # ///
-"""Send the nights measured by an Oura ring to Petals."""
+"""Send the nights measured by an Oura ring to Petals.
+
+A run goes from `main` to `push` and `send_days`: year by year, it reads the days from Oura
+(`Oura.read`), maps each one to a `Night` (`map_day`) and stores it in Petals (`Petals.store`).
+The Oura token is sent to OURA_HOST only, the Petals key to PETALS_HOST only, and the client id and
+secret to OURA_TOKEN_URL only. The one file that is written has the tokens of `--login`.
+"The guide" is the one that Petals published for such a script. Both services differ from it today,
+but servers that follow it work, too.
+"""
 
 from __future__ import annotations
 
 import argparse
+import base64
+import errno
+import fcntl
+import hashlib
 import io
 import json
 import logging
 import os
 import re
+import secrets
+import select
 import shlex
 import signal
+import socket
+import stat
 import sys
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from datetime import date, timedelta
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, redirect_stdout, suppress
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from random import uniform
-from time import monotonic, sleep
-from typing import Any, NamedTuple, TextIO, TypeVar
+from time import sleep
+from typing import Any, NamedTuple, NoReturn, TextIO, cast
 
 try:
     import httpx
@@ -34,62 +48,46 @@ try:
 except ModuleNotFoundError:
     sys.stderr.write("oura_to_petals: httpx or dotenv is missing: use .venv/bin/python or uv run\n")
     raise SystemExit(2) from None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # a module or None
 
-__version__ = "1.1.0"
+__version__ = "2.0.0"
 
-SCRIPT = Path(__file__).resolve()
 Json = dict[str, Any]  # a JSON object
-Answer = tuple[str, Callable[[str], None]]  # for --login: what was entered, and how to reply
-T = TypeVar("T")
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-
 ONE_DAY = timedelta(days=1)
-FIRST_DAY = date(2015, 1, 1)
-MAX_DAYS = 3660
-DAYS_PER_READ = 366
-RUN_SECONDS = 115.0  # for one day; each further day adds 2
-RENEWAL_SECONDS = 30.0  # a renewal is not started with less time left
-MAX_ATTEMPTS = 4
-NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
-MAX_DELAY = 60.0  # seconds between two attempts
-MAX_BYTES = 8 * 2**20
-MAX_PAGES = 200
-SIGN_IN_AGAIN = "sign in again with --login"
-RENAME_IT = "rename that metric in Petals and run again"
 
 
 class RunError(Exception):
-    """A failure that is reported in one line: the reason and what to do. The exit code is 1.
+    """A failure that is told in one line: the reason, and what to do. The exit code is 1.
 
-    `status` and `retry_after` come from the response. `ends_run` is true if every further request
-    would fail too, for example because a key is refused or a rate limit is reached.
+    `fatal` is true if every further request would fail too, for example because a key is refused.
     """
 
-    def __init__(self, reason: str, advice: str = "", status: int = 0, retry_after: str = ""):
-        self.reason, self.advice = reason, advice
-        self.status, self.retry_after = status, retry_after
-        self.ends_run = False
+    status = 0  # of the response to a request, if there was one
+    retry_after: float | None = None  # the seconds that the server asks to wait
+
+    def __init__(self, reason: str, advice: str = "", fatal: bool = False) -> None:
+        self.reason, self.advice, self.fatal = reason, advice, fatal
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
 
 class SettingsError(RunError):
-    """A setting, or something else on this machine, is wrong. Before a run, the exit code is 2."""
+    """A setting, or something else on this machine, is wrong. The exit code is 2 before a run."""
+
+
+class TimeLimit(BaseException):
+    """The time limit was reached. Like Ctrl-C, it is not caught by `except Exception`."""
 
 
 # --- Settings ---------------------------------------------------------------------------------
+# Each one comes from the environment, else from the .env file, else from DEFAULTS.
 
 DEFAULTS = {
     "OURA_CLIENT_ID": "",
     "OURA_CLIENT_SECRET": "",
     "OURA_REDIRECT_URI": "http://localhost:8080/callback/",
-    "OURA_AUTHORIZE_URL": "https://cloud.ouraring.com/oauth/authorize",
-    "OURA_TOKEN_URL": "",  # the first of TOKEN_URLS that accepts the code
+    "OURA_AUTHORIZE_URL": "https://moi.ouraring.com/oauth/v2/ext/oauth-authorize",
+    "OURA_TOKEN_URL": "https://moi.ouraring.com/oauth/v2/ext/oauth-token",
     "OURA_TOKEN_FILE": "~/.local/state/oura-to-petals/oura-token.json",
     "OURA_TOKEN": "",
     "OURA_HOST": "https://api.ouraring.com",
@@ -97,78 +95,102 @@ DEFAULTS = {
     "PETALS_API_KEY": "",
     "PETALS_HOST": "https://petals.chat",
 }
-REQUIRED = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "PETALS_API_KEY")
-SIGN_IN = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN_URL", "OURA_HOST")
-PETALS = ("PETALS_API_KEY", "PETALS_HOST")
+KEYS = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
+SIGN_IN = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN_URL", "OURA_TOKEN_FILE", "OURA_HOST")
+SCRIPT = Path(__file__).resolve()
+COMMAND = "oura-to-petals"  # the name under which pip, pipx and uv install this script
 
 KEY_FORM = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
-URL_FORM = (
-    r"(https://([\w.-]+|\[[\da-f:.]+\])|http://(localhost|127\.0\.0\.1|\[::1\]))"
-    r"(:\d{1,5})?(/[^\s?#@\\]*)?"
-)
-KEY_NAMES = "OURA_TOKEN|PETALS_API_KEY|OURA_CLIENT_ID|OURA_CLIENT_SECRET"
-FORMS = (  # pattern of names, pattern of values, and what is wrong with any other value
-    ("OURA_TOKEN", "(?!petals-).*", "begins with petals-: are the two keys swapped?"),
-    ("PETALS_API_KEY", "petals-.+", "does not begin with petals-: copy it again"),
-    (KEY_NAMES, KEY_FORM, "has a space or another character that is in no key: copy it again"),
-    (r"\w+_(HOST|URL)", URL_FORM, "is not a plain https:// address (http:// only for localhost)"),
-    ("OURA_REDIRECT_URI", r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?", "is not a complete address"),
-)
+LOCAL_FORM = r"http://(localhost|127\.0\.0\.1|\[::1\])"
+URL_FORM = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL_FORM})(:\d{{1,5}})?(/[^\s?#@\\]*)?"
+REDIRECT_FORM = r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?"
+
+
+def wrong_form(name: str, value: str) -> str:
+    """Return what is wrong with the form of a setting, without the value, or ""."""
+    if name == "OURA_TOKEN" and value.startswith("petals-"):
+        return "begins with petals-: are the two keys swapped?"
+    if name == "PETALS_API_KEY" and not re.match("petals-.", value):
+        return "does not begin with petals-: copy it again"
+    if name in KEYS and not re.fullmatch(KEY_FORM, value, re.ASCII):
+        return "has a space or another character that is in no key: copy it again"
+    if name.endswith(("_HOST", "_URL")) and not re.fullmatch(URL_FORM, value, re.ASCII):
+        return "is not a plain https:// address (http:// only for localhost)"
+    if name == "OURA_REDIRECT_URI" and not re.fullmatch(REDIRECT_FORM, value, re.ASCII):
+        return "is not a complete address"
+    if name == "OURA_TOKEN_FILE" and not os.path.isabs(value):
+        return "must begin with / or ~/"  # cron starts in another folder than a person
+    return ""
 
 
 class Settings(dict[str, str]):
-    """The settings: from the environment, then the `.env` file, then `DEFAULTS`."""
+    """The settings by name."""
 
-    env_file: Path | None = None
+    named_file: Path | None = None  # with --env-file
+    env_files: Sequence[Path] = ()  # the file that was read, or the places where none was found
     __repr__ = object.__repr__  # without the values
 
-    def signed_in(self) -> bool:
-        """Return whether the token file has content, or is unreadable, which is reported later."""
-        try:
-            return bool(Path(self["OURA_TOKEN_FILE"]).read_bytes().strip())
-        except OSError as error:
-            return not isinstance(error, FileNotFoundError)
-
-    def for_oura(self) -> tuple[str, ...]:
-        """Return the names of the settings that are needed to read Oura."""
-        return ("OURA_TOKEN", "OURA_HOST") if self["OURA_TOKEN"] else ("OURA_TOKEN_FILE", *SIGN_IN)
-
     def command(self, *options: str) -> str:
-        """Return a shell command for this script that works in any folder."""
-        env_file = ["--env-file", str(self.env_file)] if self.env_file else []
-        return shlex.join([sys.executable, str(SCRIPT), *options, *env_file])
+        """Return a shell command for this program that works in any folder."""
+        program = [sys.executable, str(SCRIPT)]
+        if Path(sys.argv[0]).name == COMMAND:
+            program = [os.path.abspath(sys.argv[0])]
+        env_file = ["--env-file", str(self.named_file)] if self.named_file else []
+        return shlex.join([*program, *options, *env_file])
 
-    def check(self, *names: str) -> None:
+    def require(self, *names: str) -> None:
         """Raise `SettingsError` with all of these settings that are missing or wrong."""
         problems = []
-        if "OURA_TOKEN_FILE" in names and not self.signed_in():
-            hint = "" if self["OURA_CLIENT_ID"] else ", or set OURA_TOKEN if you have one"
-            problems.append(f"not signed in: run {self.command('--login')}{hint}")
-        if missing := ", ".join(name for name in names if not self[name] and name in REQUIRED):
-            file = self.env_file or "a .env file (none was found)"
-            problems.append(f"not set: {missing}; looked in the environment and {file}")
-        for pattern, form, problem in FORMS:
-            for name in filter(self.get, names):
-                if re.fullmatch(pattern, name) and not re.fullmatch(form, self[name], re.ASCII):
-                    problems.append(f"{name} {problem}")
+        if missing := [name for name in names if not self[name]]:
+            places = " or ".join(map(str, self.env_files))
+            problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
+            if "OURA_CLIENT_ID" in missing or "OURA_CLIENT_SECRET" in missing:
+                problems.append("OURA_TOKEN can take the place of the client id and secret")
+        for name in names:
+            if self[name] and (problem := wrong_form(name, self[name])):
+                problems.append(f"{name} {problem}")
         if problems:
             raise SettingsError("; ".join(problems))
 
+    def require_for_reading(self, *more_names: str) -> None:
+        """Raise `SettingsError` if Oura cannot be read, or more settings are missing or wrong."""
+        if self["OURA_TOKEN"]:
+            self.require("OURA_TOKEN", "OURA_HOST", *more_names)
+            return
+        self.require(*SIGN_IN, *more_names)
+        file = Path(self["OURA_TOKEN_FILE"])
+        with suppress(OSError):  # one that cannot be read is reported when it is used
+            if not file.exists() or not file.read_bytes().strip():
+                command = self.command("--login")
+                raise SettingsError(f"not signed in: no tokens in {file}", f"run {command}")
 
-def load_settings(path: Path | None) -> Settings:
-    """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
-    path = path or next(filter(Path.is_file, (Path(".env"), SCRIPT.with_name(".env"))), None)
-    path = path and path.absolute()
+
+def read_env_file(path: Path) -> dict[str, str | None]:
+    """Return the values in a `.env` file. Raises `SettingsError` if it cannot be read."""
     try:
-        content = path.read_bytes() if path else b""
+        with open(path, "rb") as file:
+            content, mode = file.read(), os.fstat(file.fileno()).st_mode
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    if mode & stat.S_IROTH:
+        logging.warning(f"everybody can read your keys: run chmod 600 {shlex.quote(str(path))}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SettingsError(f"{path} is in UTF-16: save it as UTF-8")
     text = io.StringIO(content.decode("utf-8-sig", "replace"))
-    in_file = dotenv_values(stream=text, interpolate=False)
+    return dotenv_values(stream=text, interpolate=False)
+
+
+def load_settings(named_file: Path | None) -> Settings:
+    """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
     settings = Settings()
-    settings.env_file = path
+    places = [SCRIPT.with_name(".env"), Path(os.path.expanduser("~/.config"), COMMAND, ".env")]
+    # It may be a pipe. Unlike `Path`, `os.path` passes over a folder that nobody may look into.
+    found = [path for path in places if os.path.exists(path) and not os.path.isdir(path)]
+    if named_file:
+        settings.named_file = named_file.absolute()
+        found = [settings.named_file]
+    settings.env_files = found[:1] or places
+    in_file = read_env_file(found[0]) if found else {}
     for name, default in DEFAULTS.items():
         in_environment = os.environ.get(name, "").strip()
         settings[name] = in_environment or (in_file.get(name) or "").strip() or default
@@ -177,7 +199,15 @@ def load_settings(path: Path | None) -> Settings:
 
 
 # --- HTTP -------------------------------------------------------------------------------------
+# A request is tried again after a fault that may pass. Redirects are not followed.
 
+MAX_DELAY = 60.0  # seconds between two attempts
+TIME_OUT = 25.0  # seconds; four attempts end within RUN_SECONDS
+MAX_BYTES = 8 * 2**20
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# Threads for requests at the same time. Signals go to the main thread, which can hold them back.
+BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
+THREADS = ThreadPoolExecutor(4, initializer=signal.pthread_sigmask, initargs=BLOCKED)
 SECRETS: set[str] = set()  # the keys and tokens of this run
 
 
@@ -186,23 +216,37 @@ def clean(said: object) -> str:
     text = said if isinstance(said, str) else json.dumps(said)
     for secret in sorted(SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
-    text = re.sub("<[^>]*>", " ", "".join(char if char.isprintable() else " " for char in text))
+    text = re.sub("<[^<>]*>", " ", "".join(char if char.isprintable() else " " for char in text))
     text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def start(work: Callable[[], T]) -> Future[T]:
-    """Run a function in a daemon thread. The thread of an executor would delay the exit."""
-    future: Future[T] = Future()
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeLimit` in the main thread if the block takes longer.
 
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - `Future.result` raises it again
-            future.set_exception(error)
+    The time-outs of a client are not enough: an answer that drips byte by byte never times out.
+    """
 
-    threading.Thread(target=run, daemon=True).start()
-    return future
+    def stop(*_: object) -> None:
+        raise TimeLimit(f"no answer from the services within {seconds:.0f} seconds")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextmanager
+def stop_signals_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C and its like until the block has ended, but not the time limit."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def open_client() -> httpx.Client:
@@ -212,233 +256,278 @@ def open_client() -> httpx.Client:
             verify=httpx.create_ssl_context(),
             mounts={"http://": None},  # a server on this machine is not behind a proxy
             headers={"Accept-Encoding": "identity", "User-Agent": f"oura-to-petals/{__version__}"},
-            timeout=httpx.Timeout(30, connect=10),
+            timeout=httpx.Timeout(TIME_OUT, connect=10),
         )
     except OSError as error:
         problem = f"the certificates cannot be loaded ({error}): check SSL_CERT_FILE, SSL_CERT_DIR"
     except (ValueError, ImportError, httpx.InvalidURL):  # their text may show a password
-        problem = "the proxy cannot be used: check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY"
+        problem = "the proxy cannot be used: check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY"
     raise SettingsError(problem)
 
 
-class Http:
-    """State shared by all requests of a run: the client, the settings and the time limit."""
-
-    def __init__(self, client: httpx.Client, settings: Settings, seconds: float) -> None:
-        self.client, self.settings = client, settings
-        self.seconds, self.deadline = seconds, monotonic() + seconds
-        self.pending: list[str] = []  # the names of the requests that have no answer yet
-        self.renewal = threading.Lock()  # held from spending a token until the next one is on disk
-        SECRETS.update(value for value in map(settings.get, KEY_NAMES.split("|")) if value)
-
-    def run(self, work: Callable[[], T]) -> T:
-        """Return the result of a function, or raise `RunError` at the time limit."""
-        self.deadline = monotonic() + self.seconds
-        future = start(work)
-        try:
-            while not future.done() and monotonic() < self.deadline:
-                wait([future], 0.2)  # short: a signal just before a wait does not interrupt it
-        finally:
-            if not future.done():
-                # A second Ctrl-C must not cut off a renewal.
-                handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-                self.renewal.acquire(timeout=max(0, self.deadline - monotonic()) + 5)
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-        if not future.done():
-            names = ", ".join(sorted(set(self.pending))) or "the services"
-            raise RunError(f"no answer from {names} within {self.seconds:.0f} seconds")
-        return future.result()
-
-
-def retry_delay(error: RunError, attempt: int, max_lost: int, remaining: float) -> float | None:
-    """Return the delay before the next attempt in seconds, or None to give up.
-
-    There are `MAX_ATTEMPTS` if the server did not process the request, else `max_lost`. The delay
-    that a server asks for also becomes the advice of the error.
-    """
-    cause = error.__cause__
-    temporary = error.status in (408, 429, 500, 502, 503, 504)
-    if isinstance(cause, httpx.TransportError):
-        temporary = "CERTIFICATE_VERIFY" not in str(cause)
-    not_processed = error.status in (429, 503) or isinstance(cause, NOT_CONNECTED)
-    if not temporary or attempt >= (MAX_ATTEMPTS if not_processed else max_lost):
+def retry_delay(error: RunError, attempt: int, left: float) -> float | None:
+    """Return the seconds before the next attempt, or None; `left` is the time to the limit."""
+    if error.status not in (0, 408, 429, 500, 502, 503, 504):
         return None
-    delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
-    if re.fullmatch("[0-9]+", error.retry_after):
-        delay = float(error.retry_after)
-        error.advice = f"try again in {delay:.0f} seconds"
-    return delay if delay <= min(MAX_DELAY, remaining) else None
+    delay = error.retry_after
+    if delay is None:
+        delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
+    return delay if delay <= min(MAX_DELAY, left - TIME_OUT) else None
 
 
 class Service:
-    """A server: its address, the header with its key, and what to do about its refusals."""
+    """A server. `advice` says by status what a person can do about a refusal."""
 
-    name: str
-    url: str  # a path is appended to it
-    url_setting: str
-    key_settings: str
-    headers: Mapping[str, str] = {}
-    advice: Mapping[int, str] = {}  # for statuses that, like 429, end the run
+    name = url_setting = key_settings = path = ""
+    advice: Mapping[int, str] = {}
 
-    def __init__(self, http: Http) -> None:
-        self.http = http
-        self.settings = http.settings
+    def __init__(self, client: httpx.Client, settings: Settings) -> None:
+        self.client, self.settings = client, settings
+        self.url = settings[self.url_setting]
+        if self.path:
+            self.url = self.url.rstrip("/") + self.path
 
-    def request(self, method: str, path: str, max_lost: int = MAX_ATTEMPTS, **content: Any) -> Json:
-        """Return the JSON object that answers a request, with retries. Raises `RunError`."""
-        name = f"{self.name} {path}".strip()
-        self.http.pending.append(name)
+    def request(self, method: str, path: str, attempts: int = 4, **content: Any) -> Json:
+        """Return the JSON object that answers a request. Raises `RunError`.
+
+        Within a `time_limit`, it is tried again after a failure that may pass.
+        """
         attempt = 1
-        try:
-            while True:
-                try:
-                    return self.send(name, method, path, content)
-                except RunError as error:
-                    delay = retry_delay(error, attempt, max_lost, self.http.deadline - monotonic())
-                    if delay is None:
-                        error.reason += f" ({attempt} tries)" if attempt > 1 else ""
-                        raise
-                    logging.info(f"{error.reason}; next try in {delay:.1f} seconds")
-                    sleep(delay)
-                    attempt += 1
-        finally:
-            self.http.pending.remove(name)
+        while True:
+            try:
+                return self.request_once(method, path, content)
+            except RunError as error:
+                left = signal.getitimer(signal.ITIMER_REAL)[0]  # seconds to the time limit
+                delay = retry_delay(error, attempt, left) if attempt < attempts else None
+                if delay is None:
+                    error.reason += f" ({attempt} tries)" if attempt > 1 else ""
+                    raise
+                logging.info(f"{error.reason}; next try in {delay:.1f} seconds")
+            sleep(delay)
+            attempt += 1
 
-    def send(self, name: str, method: str, path: str, content: Json) -> Json:
-        """Send a request once and return the JSON object that answers it. Raises `RunError`."""
-        url, body, answer = self.url + path, bytearray(), None
+    def request_once(self, method: str, path: str, content: Json) -> Json:
+        """Return the JSON object that answers a request. Raises `RunError`."""
+        name, body, answer = f"{self.name} {path}".strip(), bytearray(), None
         try:
-            with self.http.client.stream(method, url, headers=self.headers, **content) as response:
+            with self.client.stream(method, self.url + path, **content) as response:
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_BYTES:
-                        raise RunError(f"{name} sent more than {MAX_BYTES >> 20} MiB")
+                        break
+        # The last two come from a host or a port that cannot be.
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:
-            unreachable = isinstance(error, NOT_CONNECTED)
+            unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
             reason = f"{what}: {clean(str(error)) or type(error).__name__}"
-            raise RunError(reason, f"check the network and {self.url_setting}") from error
+            advice = f"check the network and {self.url_setting}"
+            raise RunError(reason, advice, fatal=unreachable) from None
         with suppress(ValueError, RecursionError):
             answer = json.loads(body)
         if response.is_success and isinstance(answer, dict):
             return answer
+        raise self.refusal(name, response, answer, body.decode(errors="replace"))
+
+    def refusal(self, name: str, response: httpx.Response, answer: Any, body: str) -> RunError:
+        """Return the error for a response that is no success."""
         status, headers = response.status_code, response.headers
-        fields = answer if isinstance(answer, dict) else {}
-        keys = ("error_description", "message", "detail", "error", "title")
-        said = clean(next(filter(None, map(fields.get, keys)), body.decode(errors="replace")))
+        said: object = body
+        if isinstance(answer, dict):
+            for key in ("title", "error", "detail", "message", "error_description"):
+                said = answer.get(key) or said  # the last one has the most to say
         advice = self.advice.get(status, f"check {self.key_settings} and {self.url_setting}")
-        if status == 429 or status >= 500:
-            advice = "try again later"
+        retry_after = None
+        if status < 300:
+            said, advice = "no JSON object of at most 8 MiB", f"check {self.url_setting}"
         elif status < 400:
-            target = clean(headers.get("Location", "nowhere"))
-            said = "no JSON object" if status < 300 else f"a redirect to {target}, not followed"
+            said = f"a redirect to {headers.get('Location', 'nowhere')}, not followed"
             advice = f"check {self.url_setting}"
-        reason = f"{name} answered {status}{said and f': {said}'}"
-        refusal = RunError(reason, advice, status, headers.get("Retry-After", ""))
-        refusal.ends_run = status in self.advice or status == 429
-        raise refusal
+        elif re.fullmatch("[0-9]+", headers.get("Retry-After", "")):
+            retry_after = float(headers["Retry-After"])
+            advice = f"try again in {retry_after:.0f} seconds"
+        elif status == 429 or status >= 500:
+            advice = "try again later"
+        reason = f"{name} answered {status}: {clean(said)}".removesuffix(": ")
+        error = RunError(reason, advice, fatal=status in (401, 403, 426, 429))
+        error.status, error.retry_after = status, retry_after
+        return error
+
+
+# --- Metrics ----------------------------------------------------------------------------------
+# What is sent, and how the documents that Oura has for a day become a `Night`.
+
+Documents = Mapping[str, Sequence[Json]]  # what Oura has for one day, by collection
+
+
+# Which of a collection's documents of a day has the value.
+ONLY = "the only document"
+LONGEST = "the session with the longest sleep"
+SUM = "all sessions: the sum of their seconds, in minutes"
+
+
+class Metric(NamedTuple):
+    """A row of `METRICS`: where its value comes from, and its range in Petals' unit."""
+
+    slug: str  # with hyphens, as in OURA_METRICS and in the guide
+    collection: str  # of Oura API 2.0
+    part: str  # ONLY, LONGEST or SUM
+    field: str
+    unit: str
+    low: float
+    high: float
+    label: str
+    description: str
+
+    @property
+    def slug_with_underscores(self) -> str:
+        """The slug as Petals wants it. A hyphen is an error (measured with Petals 2.1.0)."""
+        return self.slug.replace("-", "_")
+
+    def value_in(self, documents: Documents) -> float | None:
+        """Return the value of a day, or None if Oura has none. Raises `RunError`."""
+        if self.part == SUM:
+            return self.minutes_in(documents)
+        found = documents[self.collection]
+        if self.part == LONGEST and found:
+            found = [max(found, key=lambda one: TOTAL_SLEEP.number_in(one, "sleep", 60) or 0)]
+        return self.number_in(found[0], self.collection) if found else None
+
+    def minutes_in(self, documents: Documents) -> float | None:
+        """Return the total of a day in minutes, or None. Raises `RunError`."""
+        # Oura API 2.0 has durations in `sleep` only. In the guide, `daily_sleep` has the total.
+        for collection in ("daily_sleep", self.collection):
+            numbers = [self.number_in(one, collection, 60) for one in documents[collection]]
+            seconds = [number for number in numbers if number is not None]
+            if seconds:
+                total = sum(seconds)
+                self.number_in({self.field: total}, collection, 60)  # it has to be possible, too
+                return (total + 30) // 60
+        return None
+
+    def number_in(self, document: Json, collection: str, factor: int = 1) -> float | None:
+        """Return the number in a document, or None. Raises `RunError` if it is impossible.
+
+        `factor` is 60 for a field in seconds, since the range of the metric is in minutes.
+        """
+        value: Any = document
+        for key in self.field.split("."):
+            value = value.get(key) if isinstance(value, dict) else value
+        if value is None or (value == 0 and self.field in ZERO_IS_NO_VALUE):
+            return None
+        low, high = self.low * factor, self.high * factor
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        reason = f"Oura {collection} {self.field} is not a number from {low:g} to {high:g}"
+        raise RunError(reason, "if this keeps happening, look for an update of this script")
+
+
+# Oura has these as 0 in a session that was too short to measure them (seen by users).
+ZERO_IS_NO_VALUE = ("average_hrv", "lowest_heart_rate", "average_breath")
+
+# Petals files a new metric under an existing one if label and description read alike (measured with
+# Petals 2.1.0). So the words of each row differ from those of the others on purpose.
+# fmt: off
+METRICS = {row[0]: Metric(*row) for row in (
+    ("oura-readiness", "daily_readiness", ONLY, "score", "score", 0, 100,
+     "Oura readiness score", "How recovered the body is for the day ahead, as Oura scores it."),
+    ("oura-hrv", "daily_readiness", ONLY, "contributors.hrv_balance", "score", 0, 100,
+     "Oura HRV balance", "Heart rate variability of two weeks against that of three months."),
+    ("oura-sleep-minutes", "sleep", SUM, "total_sleep_duration", "minutes", 0, 1440,
+     "Oura sleep duration", "Total time asleep in the night that ended this day, naps included."),
+    ("oura-sleep-score", "daily_sleep", ONLY, "score", "score", 0, 100,
+     "Oura sleep score", "Overall quality of the night from its seven contributors."),
+    ("oura-hrv-ms", "sleep", LONGEST, "average_hrv", "ms", 0, 500,
+     "Oura overnight RMSSD", "Beat-to-beat variation of the pulse, mean of the longest sleep."),
+    ("oura-deep-minutes", "sleep", SUM, "deep_sleep_duration", "minutes", 0, 1440,
+     "Oura deep sleep", "Slow-wave stage N3, which restores the body."),
+    ("oura-rem-minutes", "sleep", SUM, "rem_sleep_duration", "minutes", 0, 1440,
+     "Oura REM", "Rapid eye movement stage, in which most dreams occur."),
+    ("oura-light-minutes", "sleep", SUM, "light_sleep_duration", "minutes", 0, 1440,
+     "Oura light sleep", "Stages N1 and N2, the shallow part from which one wakes easily."),
+    ("oura-sleep-efficiency", "sleep", LONGEST, "efficiency", "percent", 0, 100,
+     "Oura time asleep in bed", "Efficiency: the share of the time in bed not spent awake."),
+    ("oura-lowest-heart-rate", "sleep", LONGEST, "lowest_heart_rate", "bpm", 20, 250,
+     "Oura lowest heart rate", "Slowest pulse at rest, in beats per minute."),
+    ("oura-respiratory-rate", "sleep", LONGEST, "average_breath", "breaths/min", 3, 60,
+     "Oura respiratory rate", "Breathing frequency, mean of the longest period."),
+    ("oura-temperature-deviation", "daily_readiness", ONLY, "temperature_deviation", "celsius",
+     -10, 10,
+     "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
+)}
+# fmt: on
+COLLECTIONS = tuple(dict.fromkeys(metric.collection for metric in METRICS.values()))
+TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
+GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
+
+
+def choose_metrics(text: str) -> list[Metric]:
+    """Return the metrics that `OURA_METRICS` names. Raises `SettingsError` for unknown names."""
+    names = [name.strip() for name in text.lower().replace("_", "-").split(",")]
+    chosen = {slug for name in names if name for slug in GROUPS.get(name, [name])}
+    unknown = ", ".join(sorted(chosen - METRICS.keys()))
+    if unknown or not chosen:
+        choice = ", ".join([*METRICS, *GROUPS])
+        raise SettingsError(f"OURA_METRICS: there is no metric {unknown!r}: choose from {choice}")
+    return [metric for slug, metric in METRICS.items() if slug in chosen]
+
+
+class Night(NamedTuple):
+    """What there is to send for a day, and a sentence about it."""
+
+    day: date
+    occurred_at: str
+    values: dict[Metric, float]
+    sentence: str
+
+
+def sessions_of_night(day: date, documents: Documents) -> list[Json]:
+    """Return the sessions that count (types are those of Oura API 2.0, `PublicSleepType`)."""
+    sessions = documents["sleep"]
+    has_night = documents["daily_sleep"] or any(s.get("type") == "long_sleep" for s in sessions)
+    if day >= date.today() and not has_night:
+        return []  # it may be a nap of yesterday evening, before the ring has synced
+    # Oura detected a `rest` falsely, and the user deleted a `deleted`.
+    return [session for session in sessions if session.get("type") not in ("rest", "deleted")]
+
+
+def describe(values: Mapping[str, float]) -> str:
+    """Return a sentence such as "Slept 7h12, readiness 82, HRV 54ms", or "" without values."""
+    parts = []
+    if "oura-sleep-minutes" in values:
+        hours, minutes = divmod(values["oura-sleep-minutes"], 60)
+        parts.append(f"slept {hours:g}h{minutes:02g}")
+    if "oura-readiness" in values:
+        parts.append(f"readiness {values['oura-readiness']:g}")
+    if "oura-hrv-ms" in values:
+        parts.append(f"HRV {values['oura-hrv-ms']:g}ms")
+    elif "oura-hrv" in values:
+        parts.append(f"HRV balance {values['oura-hrv']:g}")
+    sentence = ", ".join(parts)
+    return sentence[:1].upper() + sentence[1:]
+
+
+def map_day(day: date, documents: Documents, chosen: Sequence[Metric]) -> Night:
+    """Return the night of a day. Raises `RunError` if a chosen metric has an impossible value."""
+    documents = {**documents, "sleep": sessions_of_night(day, documents)}
+    values: dict[str, float] = {}
+    for metric in METRICS.values():  # all of them, for the sentence
+        try:
+            value = metric.value_in(documents)
+        except RunError:
+            if metric in chosen:
+                raise
+            continue  # the sentence can do without it
+        if value is not None:
+            values[metric.slug] = value
+    sent = {metric: values[metric.slug] for metric in chosen if metric.slug in values}
+    return Night(day, f"{day}T00:00:00Z", sent, describe(values))
 
 
 # --- Oura (read) ------------------------------------------------------------------------------
+# Oura API 2.0, with a personal access token or with the tokens of a sign-in.
 
-TOKEN_URLS = (
-    "https://moi.ouraring.com/oauth/v2/ext/oauth-token",
-    "https://api.ouraring.com/oauth/token",  # for applications registered in Oura's old portal
-)
-
-
-def parse_tokens(content: str | bytes, source: str) -> dict[str, str]:
-    """Return the tokens in a JSON object. Raises `RunError` if they cannot be used."""
-    found: Json = {}
-    with suppress(ValueError, TypeError, RecursionError):
-        found = {"token_url": TOKEN_URLS[0], **json.loads(content)}
-    names = ("access_token", "refresh_token", "token_url")
-    tokens = {name: str(found.get(name) or "") for name in names}
-    if not all(re.fullmatch("[!-~]+", value) for value in tokens.values()):
-        raise RunError(f"the tokens in {source} cannot be used", SIGN_IN_AGAIN)
-    SECRETS.update((tokens["access_token"], tokens["refresh_token"]))
-    return tokens
-
-
-def write_tokens(file: io.BufferedRandom, content: bytes) -> None:
-    """Overwrite the token file in one write, and wait until it is on disk."""
-    file.seek(0)
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-class SignIn(Service):
-    """The OAuth2 tokens of `--login` (RFC 6749).
-
-    A refresh token works once; the response contains the next one. The token file is locked and
-    overwritten in place, so that it always holds either the old tokens or the new ones.
-    """
-
-    name = "Oura sign-in"
-    url_setting = "OURA_TOKEN_URL"
-    key_settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
-    advice = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that fails, check {key_settings}")
-
-    @contextmanager
-    def locked_file(self) -> Iterator[io.BufferedRandom]:
-        """Open the token file and hold the lock on it. Raises `SettingsError`."""
-        path = self.settings["OURA_TOKEN_FILE"]
-        try:
-            os.makedirs(os.path.dirname(path) or ".", 0o700, exist_ok=True)
-            with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                yield file
-        except OSError as error:
-            raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
-
-    def access_token(self, refused: str = "") -> str:
-        """Return the access token; renew it first if it is the refused one. Raises `RunError`."""
-        with self.locked_file() as file:
-            tokens = parse_tokens(file.read(), self.settings["OURA_TOKEN_FILE"])
-            if tokens["access_token"] == refused:
-                if self.http.deadline - monotonic() < RENEWAL_SECONDS:
-                    raise RunError("too little time is left to renew the sign-in", "run again")
-                form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-                url = self.settings["OURA_TOKEN_URL"] or tokens["token_url"]
-                tokens = self.trade(file, form, url)
-            return tokens["access_token"]
-
-    def exchange(self, code: str) -> None:
-        """Get tokens for an authorization code. Raises `RunError`, and keeps older tokens then."""
-        SECRETS.add(code)
-        uri, url = self.settings["OURA_REDIRECT_URI"], self.settings["OURA_TOKEN_URL"]
-        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": uri}
-        with self.locked_file() as file:
-            os.chmod(self.settings["OURA_TOKEN_FILE"], 0o600)
-            try:
-                self.trade(file, form, url or TOKEN_URLS[0])
-            except RunError as error:
-                if url or error.status not in (400, 401):
-                    raise
-                self.trade(file, form, TOKEN_URLS[1])
-
-    def trade(self, file: io.BufferedRandom, form: Json, url: str) -> dict[str, str]:
-        """Spend a code or a refresh token; return the new tokens when they are on disk."""
-        self.url = url
-        client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
-        data = {**form, "client_id": client_id, "client_secret": secret}
-        with self.http.renewal:
-            file.seek(0)
-            old = file.read() or b" " * 4096
-            write_tokens(file, old)  # fail on a full disk now, before the token is spent
-            # If the answer is lost, another try is worth it: the token may not have been spent.
-            answer = self.request("POST", "", max_lost=2, data=data)
-            kept = {name: value for name, value in answer.items() if value}
-            content = {**form, **kept, "token_url": url}  # no new refresh token: keep the old one
-            tokens = parse_tokens(json.dumps(content), "Oura's answer")
-            write_tokens(file, json.dumps(tokens).encode().ljust(len(old)))
-        return tokens
-
-
-ByDay = Mapping[date | None, list[Json]]  # documents by day; None for an unreadable day
+MAX_PAGES = 200
+ALLOW_ALL = "run --login again and allow all that Oura asks for"
 
 
 def parse_day(text: object) -> date | None:
@@ -449,606 +538,748 @@ def parse_day(text: object) -> date | None:
     return None
 
 
+def daily_sleep_suffices(found: Documents, metrics: Sequence[Metric]) -> bool:
+    """Return whether `daily_sleep` has the totals, as in the guide, and no more is needed."""
+    totals = [document.get(TOTAL_SLEEP.field) for document in found["daily_sleep"]]
+    needed = [metric for metric in metrics if metric.collection == "sleep"]
+    return bool(totals) and None not in totals and needed in ([], [TOTAL_SLEEP])
+
+
 class Oura(Service):
-    """Oura API 2.0, read with a personal access token or the tokens of a sign-in."""
+    """The documents that Oura has for some days."""
 
-    name = "Oura"
-    url_setting = "OURA_HOST"
+    name, url_setting, path = "Oura", "OURA_HOST", "/v2/usercollection/"
+    advice = {  # noqa: RUF012 - nothing changes it
+        # with OURA_TOKEN; for a sign-in, `read` says more
+        401: "Oura no longer issues personal tokens: remove OURA_TOKEN and sign in with --login",
+        403: f"the Oura membership has lapsed or a permission is missing: {ALLOW_ALL}",
+        426: "the Oura app on the phone is too old: update it",
+    }
 
-    def __init__(self, http: Http) -> None:
-        super().__init__(http)
-        self.url = self.settings["OURA_HOST"].rstrip("/") + "/v2/usercollection/"
-        self.token = self.settings["OURA_TOKEN"]
-        self.sign_in = None if self.token else SignIn(http)
-        self.renewed = False
-        self.key_settings = SignIn.key_settings if self.sign_in else "OURA_TOKEN"
-        new_token = SIGN_IN_AGAIN if self.sign_in else "check OURA_TOKEN"
-        self.advice = {
-            401: f"the token is invalid or has expired: {new_token}",
-            403: f"the Oura membership has lapsed or a permission is missing: {new_token}",
-            426: "the Oura app on the phone is too old: update it",
-        }
+    def __init__(self, client: httpx.Client, settings: Settings) -> None:
+        super().__init__(client, settings)
+        self.sign_in = SignIn(client, settings)
+        self.key_settings = "OURA_TOKEN" if settings["OURA_TOKEN"] else SignIn.key_settings
 
-    def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> dict[str, ByDay]:
-        """Return the documents by collection; `days` are newest first. Raises `RunError`."""
-        if self.sign_in and not self.token:
-            self.token = self.sign_in.access_token()
+    def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> Mapping[date, Documents]:
+        """Return what Oura has for each of these days, newest first. Raises `RunError`.
+
+        If the access token of a sign-in is refused, it is renewed and everything is read again.
+        """
+        if self.settings["OURA_TOKEN"]:
+            return self.read_collections(self.settings["OURA_TOKEN"], days, metrics)
+        token = self.sign_in.access_token()
         try:
-            return self.read_all(days, metrics)
+            return self.read_collections(token, days, metrics)
         except RunError as error:
-            if error.status != 401 or not self.sign_in or self.renewed:
+            if error.status != 401:
                 raise
-        self.token = self.sign_in.access_token(refused=self.token)
-        self.renewed = True  # at most once per run
-        return self.read_all(days, metrics)
+        token = self.sign_in.access_token(refused=token)
+        try:
+            return self.read_collections(token, days, metrics)
+        except RunError as error:
+            if error.status == 401:  # not because the token has expired: it is new
+                error.advice = f"a permission is missing: {ALLOW_ALL}"
+            raise
 
-    def read_all(self, days: Sequence[date], metrics: Sequence[Metric]) -> dict[str, ByDay]:
-        """Read the three collections at once, with the current token. Raises `RunError`."""
-        self.headers = {"Authorization": f"Bearer {self.token}"}
-        names = ("daily_readiness", "daily_sleep", "sleep")
-        reads = {name: start(partial(self.read_pages, name, days)) for name in names}
-        found = {name: reads[name].result() for name in names[:2]}
+    def read_collections(
+        self, token: str, days: Sequence[date], metrics: Sequence[Metric]
+    ) -> Mapping[date, Documents]:
+        """Read all collections at the same time. Raises `RunError`."""
+        reads = {name: THREADS.submit(self.read_pages, name, token, days) for name in COLLECTIONS}
+        wait(reads.values())
+        for read in reads.values():  # a refused token counts more than another failure
+            error = read.exception()
+            if isinstance(error, RunError) and error.fatal:
+                raise error
+        found = {name: read.result() for name, read in reads.items() if name != "sleep"}
         try:
             found["sleep"] = reads["sleep"].result()
-        except RunError:
-            # As in Petals' published guide, `daily_sleep` may have all that is needed of `sleep`.
-            dailies = [doc for docs in found["daily_sleep"].values() for doc in docs]
-            totals = [doc.get(TOTAL_SLEEP.field) for doc in dailies]
-            needed = [metric for metric in metrics if metric.collection == "sleep"]
-            if not totals or None in totals or needed not in ([], [TOTAL_SLEEP]):
-                raise  # something is needed that only `sleep` has
-            found["sleep"] = {}
-        return found
+        except RunError as error:
+            if error.fatal or not daily_sleep_suffices(found, metrics):
+                raise
+            logging.info(f"{error}; not needed, since daily_sleep has the total")
+            found["sleep"] = []
+        needed = {metric.collection for metric in metrics}
+        if daily_sleep_suffices(found, metrics):
+            needed.discard("sleep")
+        empty = [name for name in COLLECTIONS if name in needed and not found[name]]
+        if empty and any(found.values()) and len(days) > 1:
+            # Users saw this for a morning. To send these days would delete values from Petals. (For
+            # one day, it cannot be told from a day without such data.)
+            reason = f"Oura {' and '.join(empty)}: no document, unlike other collections"
+            raise RunError(reason, "nothing is sent; the next run tries again")
+        by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
+        for name, documents in found.items():
+            for document in documents:
+                by_day[date.fromisoformat(document["day"])][name].append(document)
+        return by_day
 
-    def read_pages(self, name: str, days: Sequence[date]) -> ByDay:
-        """Return the documents of a collection, from all its pages, by day. Raises `RunError`."""
-        # Reports differ on what these dates mean. One more day at each end covers every meaning.
-        params = {"start_date": str(days[-1] - ONE_DAY), "end_date": str(days[0] + ONE_DAY)}
-        if name == "sleep":  # leave out its series, which are most of a document
-            fields = [metric.field for metric in METRICS.values() if metric.collection == "sleep"]
-            params["fields"] = ",".join(["day", "type", *fields])
-        documents: dict[date | None, list[Json]] = defaultdict(list)
+    def read_pages(self, collection: str, token: str, days: Sequence[date]) -> list[Json]:
+        """Return the documents of these days, from all pages of a collection. Raises `RunError`."""
+        newest, oldest = days[0], days[-1]
+        # Users measured that the first or the last day is left out. So ask for one more of each.
+        params = {"start_date": str(oldest - ONE_DAY), "end_date": str(newest + ONE_DAY)}
+        if collection == "sleep":  # without its series of 5 minutes, which are most of a document
+            fields = [row.field for row in METRICS.values() if row.collection == "sleep"]
+            params["fields"] = ",".join(["id", "day", "type", *fields])
+        headers = {"Authorization": f"Bearer {token}"}
+        documents: list[Json] = []
         for _ in range(MAX_PAGES):
-            page = self.request("GET", name, params=params)
+            page = self.request("GET", collection, params=params, headers=headers)
             data = page.get("data")
             if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
-                raise RunError(f"Oura {name} has no list of objects as data", "check OURA_HOST")
+                raise RunError(
+                    f"Oura {collection} has no list of objects as data", "check OURA_HOST"
+                )
             for document in data:
                 day = parse_day(document.get("day"))
-                if day is None or days[-1] <= day <= days[0]:
-                    documents[day].append(document)
+                if day is None:
+                    raise RunError(f"Oura {collection} has a document without a readable day")
+                # A document comes twice if a page boundary moves between two requests.
+                is_copy = document.get("id") and document["id"] in [d.get("id") for d in documents]
+                if oldest <= day <= newest and not is_copy:
+                    documents.append(document)
             if not page.get("next_token"):
                 return documents
             params["next_token"] = page["next_token"]
-        raise RunError(f"Oura {name} has more than {MAX_PAGES} pages", "check OURA_HOST")
+        raise RunError(f"Oura {collection} has more than {MAX_PAGES} pages", "check OURA_HOST")
 
 
-# --- Metrics (map) ----------------------------------------------------------------------------
+# --- Oura (sign in) ---------------------------------------------------------------------------
+# OAuth2 (RFC 6749) with PKCE (RFC 7636). An access token is used until Oura refuses it. A refresh
+# token works once, and its answer has the next one: whoever loses that has to sign in again.
+
+RENEWAL_SECONDS = 60.0  # a renewal takes less: two attempts of TIME_OUT
+SIGN_IN_AGAIN = "sign in again with --login"
 
 
-class Metric(NamedTuple):
-    """A row of `METRICS`: a number from `low` to `high` in a field of an Oura collection."""
-
-    slug: str
-    collection: str
-    field: str
-    unit: str
-    low: float
-    high: float
-    label: str
-    description: str
-
-    @property
-    def key(self) -> str:
-        """The slug for servers that do not accept hyphens."""
-        return self.slug.replace("-", "_")
-
-    @property
-    def definition(self) -> Json:
-        """The metric as it is sent inside an observation."""
-        words = {"slug": self.slug, "label": self.label, "unit": self.unit}
-        return {**words, "aggregationHint": "avg"}
-
-    def check(self, value: float | None, collection: str, scale: int = 1) -> float | None:
-        """Return a number or None. Raises `RunError` for an impossible value."""
-        low, high = self.low * scale, self.high * scale
-        if value is None or (type(value) in (int, float) and low <= value <= high):
-            return value
-        reason = f"Oura {collection} {self.field} is not a number from {low:g} to {high:g}"
-        raise RunError(reason, "if this keeps happening, look for an update of this script")
-
-    def value(self, documents: Mapping[str, list[Json]]) -> float | None:
-        """Return the value of a day, or None if Oura has none. Raises `RunError`."""
-        if self.unit == "minutes":
-            # Oura API 2.0 has durations in `sleep`, Petals' published guide in `daily_sleep`.
-            for name in ("daily_sleep", "sleep"):
-                seconds = [self.check(item.get(self.field), name, 60) for item in documents[name]]
-                if known := [value for value in seconds if value is not None]:
-                    self.check(sum(known), name, 60)
-                    return (sum(known) + 30) // 60
-            return None
-        docs = documents[self.collection]
-        if docs and self.collection == "sleep":  # the longest session
-            seconds_of = partial(TOTAL_SLEEP.check, collection="sleep", scale=60)
-            docs = [max(docs, key=lambda doc: seconds_of(doc.get(TOTAL_SLEEP.field)) or 0)]
-        value: Any = docs[0] if docs else None
-        for key in self.field.split("."):
-            if value is not None:
-                value = value.get(key) if isinstance(value, dict) else "no object"
-        return self.check(value, self.collection)
+def parse_tokens(content: str | bytes, place: str) -> dict[str, str]:
+    """Return the two tokens in a JSON object. Raises `RunError` if they cannot be used."""
+    found: Json = {}
+    with suppress(ValueError, TypeError, RecursionError):
+        found = dict(json.loads(content))
+    tokens = {name: str(found.get(name) or "") for name in ("access_token", "refresh_token")}
+    if not all(re.fullmatch("[!-~]+", token) for token in tokens.values()):
+        raise RunError(f"the tokens in {place} cannot be used", SIGN_IN_AGAIN)
+    SECRETS.update(tokens.values())
+    return tokens
 
 
-# fmt: off
-METRICS = {row[0]: Metric(*row) for row in (
-    ("oura-readiness", "daily_readiness", "score", "score", 0, 100,
-     "Oura readiness score", "How recovered the body is for the day ahead, as Oura scores it."),
-    ("oura-hrv", "daily_readiness", "contributors.hrv_balance", "score", 0, 100,
-     "Oura HRV balance", "Heart rate variability of two weeks against that of three months."),
-    ("oura-sleep-minutes", "sleep", "total_sleep_duration", "minutes", 0, 1440,
-     "Oura sleep duration", "Total time asleep in the night that ended this day, naps included."),
-    ("oura-sleep-score", "daily_sleep", "score", "score", 0, 100,
-     "Oura sleep score", "Overall quality of the night from its seven contributors."),
-    ("oura-hrv-ms", "sleep", "average_hrv", "ms", 0, 500,
-     "Oura overnight RMSSD", "Beat-to-beat variation of the pulse, mean of the longest sleep."),
-    ("oura-deep-minutes", "sleep", "deep_sleep_duration", "minutes", 0, 1440,
-     "Oura deep sleep", "Slow-wave stage N3, which restores the body."),
-    ("oura-rem-minutes", "sleep", "rem_sleep_duration", "minutes", 0, 1440,
-     "Oura REM", "Rapid eye movement stage, in which most dreams occur."),
-    ("oura-light-minutes", "sleep", "light_sleep_duration", "minutes", 0, 1440,
-     "Oura light sleep", "Stages N1 and N2, the shallow part from which one wakes easily."),
-    ("oura-sleep-efficiency", "sleep", "efficiency", "percent", 0, 100,
-     "Oura time asleep in bed", "Efficiency: the share of the time in bed not spent awake."),
-    ("oura-lowest-heart-rate", "sleep", "lowest_heart_rate", "bpm", 20, 250,
-     "Oura lowest heart rate", "Slowest pulse at rest, in beats per minute."),
-    ("oura-respiratory-rate", "sleep", "average_breath", "breaths/min", 3, 60,
-     "Oura respiratory rate", "Breathing frequency, mean of the longest period."),
-    ("oura-temperature-deviation", "daily_readiness", "temperature_deviation", "celsius", -10, 10,
-     "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
-)}
-# fmt: on
-TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
-GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
+def overwrite(file: int, content: bytes) -> None:
+    """Replace the content of an open file in one write. The file never gets shorter.
+
+    So it has the old content or the new one, even if the process is killed, and needs no space on a
+    full disk. Another file and a rename would fail where this one is mounted into a container.
+    """
+    os.pwrite(file, content.ljust(os.fstat(file).st_size or 4096), 0)
 
 
-def choose_metrics(text: str) -> list[Metric]:
-    """Return the metrics that `OURA_METRICS` names. Raises `SettingsError` for unknown names."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    slugs = {slug for name in names for slug in GROUPS.get(name, [name])}
-    unknown = ", ".join(sorted(slugs - METRICS.keys()))
-    if unknown or not slugs:
-        choice = ", ".join([*METRICS, *GROUPS])
-        raise SettingsError(f"OURA_METRICS: there is no metric {unknown!r}: choose from {choice}")
-    return [metric for slug, metric in METRICS.items() if slug in slugs]
+class SignIn(Service):
+    """The tokens of `--login`. They are in `OURA_TOKEN_FILE`, which is locked while it is used."""
+
+    name, url_setting = "Oura sign-in", "OURA_TOKEN_URL"
+    key_settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
+    advice = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that fails, check {key_settings}")
+
+    @contextmanager
+    def open_file(self) -> Iterator[int]:
+        """Open and lock the token file; give its descriptor. Raises `SettingsError`."""
+        path = self.settings["OURA_TOKEN_FILE"]
+        try:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            # O_SYNC: what is written is on the disk.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_SYNC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
+
+    def access_token(self, refused: str = "") -> str:
+        """Return the access token. Renew it first if it is the refused one.
+
+        Raises `RunError`, always a fatal one, because nothing can be read without a token.
+        """
+        try:
+            with self.open_file() as file:
+                content = os.pread(file, MAX_BYTES, 0)
+                tokens = parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
+                if tokens["access_token"] != refused:  # maybe because another run has renewed it
+                    return tokens["access_token"]
+                if signal.getitimer(signal.ITIMER_REAL)[0] < RENEWAL_SECONDS:
+                    raise RunError("too little time is left to renew the sign-in", "run again")
+                form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+                return self.trade(file, form)["access_token"]
+        except RunError as error:
+            error.fatal = True
+            raise
+
+    def exchange(self, code: str, verifier: str) -> None:
+        """Trade an authorization code for tokens, and keep them. Raises `RunError`."""
+        SECRETS.update((code, verifier))
+        form = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
+        form["redirect_uri"] = self.settings["OURA_REDIRECT_URI"]
+        with self.open_file() as file:
+            os.chmod(file, 0o600)
+            self.trade(file, form)
+
+    def trade(self, file: int, form: dict[str, str]) -> dict[str, str]:
+        """Spend a code or a refresh token; return the new tokens, once they are in the file.
+
+        Raises `RunError`.
+        """
+        client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
+        data = {**form, "client_id": client_id, "client_secret": secret}
+        with stop_signals_held_back():
+            # If the file cannot be written, see it now: write what is there once more.
+            overwrite(file, os.pread(file, MAX_BYTES, 0))
+            # A lost answer is worth one more attempt: the token may not be spent.
+            answer = self.request("POST", "", attempts=2, data=data)
+            scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
+            is_sign_in = form["grant_type"] == "authorization_code"
+            if is_sign_in and scope and "daily" not in str(scope).replace("extapi:", "").split():
+                advice = f"see that your application at Oura has daily ticked, then {ALLOW_ALL}"
+                raise RunError("Oura did not grant the permission daily", advice)
+            # Without a new refresh token, the old one stays (RFC 6749, 6).
+            answer["refresh_token"] = answer.get("refresh_token") or form.get("refresh_token")
+            tokens = parse_tokens(json.dumps(answer), "Oura's answer")
+            overwrite(file, json.dumps(tokens).encode())
+        return tokens
 
 
-class Night(NamedTuple):
-    """What there is to send for a day, with a sentence for people to read."""
-
-    day: date
-    values: dict[Metric, float]
-    sentence: str
-    occurred_at: str
-
-    @property
-    def observations(self) -> list[Json]:
-        """The values as observations with their metric inside."""
-        at, values = self.occurred_at, self.values.items()
-        return [{"metric": m.definition, "value": v, "occurredAt": at} for m, v in values]
+def code_in(entered: str, state: str) -> str:
+    """Return the code in an address, or a code alone, or "". Raises `RunError` for a refusal."""
+    query = httpx.QueryParams(entered.partition("#")[0].rpartition("?")[2])
+    if "error" in query:
+        said = clean(f"{query['error']} {query.get('error_description', '')}")
+        raise RunError(f"Oura refused the sign-in: {said}", "run --login again")
+    if query.get("state") == state:  # otherwise the address is not one of this sign-in
+        return str(query.get("code", ""))
+    return entered if re.fullmatch(KEY_FORM, entered, re.ASCII) else ""
 
 
-def map_night(day: date, documents: dict[str, list[Json]], metrics: Iterable[Metric]) -> Night:
-    """Return the night for a day from its documents. Raises `RunError` for an impossible value."""
-    # Sessions of these types were rejected or deleted (Oura API 2.0, `PublicSleepType`).
-    real = [item for item in documents["sleep"] if item.get("type") not in ("rest", "deleted")]
-    documents = {**documents, "sleep": real, "daily_sleep": documents["daily_sleep"][:1]}
-    values = {m: value for m in metrics if (value := m.value(documents)) is not None}
-    known = {}
-    for slug in ("oura-sleep-minutes", "oura-readiness", "oura-hrv-ms", "oura-hrv"):
-        with suppress(RunError):  # the sentence can do without it
-            known[slug] = METRICS[slug].value(documents)
-    parts = []
-    if (minutes := known.get("oura-sleep-minutes")) is not None:
-        parts.append(f"slept {minutes // 60:g}h{minutes % 60:02g}")
-    if (readiness := known.get("oura-readiness")) is not None:
-        parts.append(f"readiness {readiness:g}")
-    if (hrv := known.get("oura-hrv-ms")) is not None:
-        parts.append(f"HRV {hrv:g}ms")
-    elif (balance := known.get("oura-hrv")) is not None:
-        parts.append(f"HRV balance {balance:g}")
-    sentence = ", ".join(parts)
-    return Night(day, values, sentence[:1].upper() + sentence[1:], f"{day}T00:00:00Z")
+def answer_browser(listener: socket.socket, path: str, state: str) -> str:
+    """Answer a browser; return the address that it asks for if it is the redirect, else ""."""
+    redirect = ""
+    status, text = "404 Not Found", "This address is not part of the current sign-in."
+    connection, _ = listener.accept()
+    with connection, suppress(OSError):
+        connection.settimeout(2)  # seconds; browsers open connections that they do not use
+        request = b""
+        while b"\r\n\r\n" not in request and (chunk := connection.recv(65_536)):
+            request += chunk
+        method, _, rest = request.decode(errors="replace").partition(" ")
+        address = rest.partition(" ")[0]
+        asked_path, _, query = address.partition("?")
+        params = httpx.QueryParams(query)
+        is_of_sign_in = method == "GET" and asked_path == path and params.get("state") == state
+        if is_of_sign_in and (params.get("code") or params.get("error")):
+            redirect = address
+            status, text = "200 OK", "Back to the terminal: the sign-in is finished there."
+        headers = f"Content-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close"
+        connection.sendall(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n{text}".encode())
+    return redirect
 
 
-# --- Petals (push) ----------------------------------------------------------------------------
+def wait_for_code(redirect_uri: str, state: str) -> str:
+    """Return the code of this sign-in, from the browser or a pasted line. Raises `RunError`."""
+    redirect = httpx.URL(redirect_uri)
+    stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - it stays open
+    sources: list[Any] = [stdin]
+    prompt = "Then paste the address of the page that the browser ends on, whether or not it loads:"
+    if redirect.scheme == "http" and redirect.host in ("localhost", "127.0.0.1"):
+        port = redirect.port or 80
+        try:
+            sources.append(socket.create_server(("127.0.0.1", port)))  # RFC 8252, 7.3
+            prompt = "If the browser ends on a page that does not load, paste its address here:"
+        except (OSError, OverflowError) as error:
+            in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+            problem = "is in use" if in_use else "cannot be used"
+            prompt = f"Port {port} {problem}: paste the address of the page that you end on"
+    say(prompt)
+    wrong_lines = 0
+    while True:
+        ready, _, _ = select.select(sources, [], [])
+        if stdin in ready:
+            line = stdin.readline()
+            if not line:  # the end of input
+                break
+            text = re.sub(r"\x1b?\[?20[01]~", "", line.decode(errors="replace"))  # bracketed paste
+            text = text.strip("<>'\" \t\r\n")
+        else:
+            path = redirect.raw_path.decode().partition("?")[0]
+            text = answer_browser(ready[0], path, state)
+        if text:
+            if code := code_in(text, state):
+                return code
+            wrong_lines += 1
+            if wrong_lines == 4:
+                break
+            say("This is not the address of this sign-in. If in doubt, open the one above again.")
+            say(f"The right one begins with {redirect_uri} and contains code=. Paste it here:")
+    raise RunError("no address of this sign-in was entered", "run --login again")
+
+
+def log_in(client: httpx.Client, settings: Settings) -> int:
+    """Sign in with Oura and try to read. Return the exit code. Raises `RunError`."""
+    personal_token, redirect_uri = settings["OURA_TOKEN"], settings["OURA_REDIRECT_URI"]
+    settings["OURA_TOKEN"] = ""  # or the first read would use it
+    oura = Oura(client, settings)
+    with oura.sign_in.open_file():
+        pass  # if this fails, it fails before anybody opens a browser
+    state, verifier = secrets.token_urlsafe(16), secrets.token_urlsafe(48)
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
+    params = {
+        "response_type": "code",
+        "client_id": settings["OURA_CLIENT_ID"],
+        "redirect_uri": redirect_uri,
+        "scope": "extapi:daily daily",  # at the new and the old address; a wrong one is ignored
+        "state": state,
+        "code_challenge": challenge.decode().rstrip("="),
+        "code_challenge_method": "S256",
+    }
+    say(f"Your application at Oura must have exactly this redirect address:\n  {redirect_uri}")
+    address = httpx.URL(settings["OURA_AUTHORIZE_URL"], params=params)
+    say(f"Open this address in a browser and agree:\n  {address}")
+    code = wait_for_code(redirect_uri, state)
+    with time_limit(RUN_SECONDS):
+        oura.sign_in.exchange(code, verifier)
+        file = settings["OURA_TOKEN_FILE"]
+        say(f"You are signed in. The sign-in renews itself; its tokens are in {file}.")
+        oura.read([date.today()], [])
+    say(f"Reading Oura works. Next, check both services: {settings.command('--check')}")
+    if personal_token:
+        logging.warning("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
+    return 0
+
+
+# --- Petals -----------------------------------------------------------------------------------
+# Each day is sent as a whole, and replaces what Petals has of it.
+
+RENAME_IT = "rename that metric in Petals and run again"
+
+
+def array_body(night: Night) -> list[Json]:
+    """Return a night as an array of observations, each with its metric inside."""
+    rows = []
+    for metric, value in night.values.items():
+        definition = {"slug": metric.slug, "label": metric.label, "unit": metric.unit}
+        definition["aggregationHint"] = "avg"
+        rows.append({"metric": definition, "value": value, "occurredAt": night.occurred_at})
+    return rows
+
+
+def day_body(night: Night, metrics: Sequence[Metric]) -> Json:
+    """Return these metrics of a night as the observations of a day, with the sentence as note."""
+    rows: list[Json] = []
+    for metric in metrics:
+        row = {"metricSlug": metric.slug_with_underscores, "value": night.values[metric]}
+        rows.append({**row, "occurredAt": night.occurred_at})
+    if night.sentence:
+        rows[0]["note"] = night.sentence
+    return {"sourceExternalId": f"oura_{night.day}", "observations": rows}
 
 
 class Petals(Service):
-    """A Petals server. There are two kinds.
+    """A Petals server, and what this run knows of its metrics.
 
-    Most servers list their metrics, know a metric by its slug after it was defined, and replace
-    a day by its `sourceExternalId`. An array server, as in Petals' published guide, has no list and
-    takes an array of observations, each with its metric inside.
+    An array server is one as in the guide: it has no list of metrics, and takes an array of
+    observations with their metrics inside.
     """
 
-    name = "Petals"
-    url_setting = "PETALS_HOST"
+    name, url_setting, path = "Petals", "PETALS_HOST", "/api/memory/metrics/"
     key_settings = "PETALS_API_KEY"
     new_key = "keys expire after a year; create a new one in Petals at Settings → API keys"
     advice = dict.fromkeys((401, 403), f"check PETALS_API_KEY: {new_key}")
 
-    def __init__(self, http: Http) -> None:
-        super().__init__(http)
-        self.url = self.settings["PETALS_HOST"].rstrip("/") + "/api/memory/metrics/"
-        self.headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
-        self.metrics: dict[str, Json] | None = None  # by slug; None for an array server
-        self.proposed: set[str] = set()
+    def __init__(self, client: httpx.Client, settings: Settings) -> None:
+        super().__init__(client, settings)
+        self.is_array_server = False
+        self.listed: list[Json] = []
+        # By slug with underscores: why Petals may not know a metric after its proposal.
+        self.doubts: dict[str, str] = {}
+        self.left_out: set[str] = set()
 
-    def load_metrics(self) -> None:
-        """Ask the server for its metrics, which also shows its kind. Raises `RunError`."""
-        listed: Any = None
-        try:
-            listed = self.request("POST", "list", json={}).get("metrics")
-        except RunError as error:
-            if error.status not in (200, 404, 405):  # 200: an answer that is no JSON object
-                raise
-        self.metrics = None
-        if isinstance(listed, list):
-            entries = [item for item in listed if isinstance(item, dict)]
-            self.metrics = {i["slug"]: i for i in entries if isinstance(i.get("slug"), str)}
+    def post(self, path: str, body: object, attempts: int = 4) -> Json:
+        """Return the answer to a body. Raises `RunError`."""
+        headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
+        return self.request("POST", path, attempts, json=body, headers=headers)
 
-    def define(self, nights: Iterable[Night]) -> dict[str, list[str]]:
-        """Define new metrics. Return the slugs left undefined, for each reason. Raises `RunError`.
+    def load_list(self) -> RunError | None:
+        """Ask for the list of metrics, which also shows the kind of server. Raises `RunError`.
 
-        Petals defines a metric even if it refuses its value as out of range (measured with version
-        2.1.0). So such a value is sent: the metric is defined, and no value is stored.
+        A failure of the server is returned instead. It does not matter to a run, since the list of
+        a new user can be a 500, and leaves out metrics without values (measured with Petals 2.5.0).
         """
-        if self.metrics is None:
-            return {}
-        known = {*self.metrics, *self.proposed}
-        labels = {str(item.get("label")).lower(): slug for slug, item in self.metrics.items()}
-        reasons: dict[str, str] = {}
-        unknown: dict[str, list[str]] = defaultdict(list)
-        for metric in dict.fromkeys(metric for night in nights for metric in night.values):
-            if metric.key in known:
-                continue
-            self.proposed.add(metric.key)
-            if slug := labels.get(metric.label.lower()):
-                reason = f"your metric {clean(slug)} has the same label; {RENAME_IT}"
-                unknown[reason].append(metric.key)
-                continue
-            words = {"slug": metric.key, "description": metric.description}
-            limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
-            body: Json = {"metric": {**metric.definition, **words, **limits}}
-            body |= {"value": metric.low - 1, "occurredAt": "1970-01-01T00:00:00Z"}
-            reasons[metric.key] = f"Petals filed it under a similar metric; {RENAME_IT}"
-            try:
-                self.request("POST", "observations", max_lost=1, json=body)
-            except RunError as error:  # as expected for a value out of range
-                if error.ends_run:
-                    raise
-                reasons[metric.key] = f"{error.reason}; the next run tries again"
-        if reasons:
-            self.load_metrics()  # the new list decides: another run may have defined them
-        for key, reason in reasons.items():
-            if key not in (self.metrics or {}):
-                unknown[reason].append(key)
-        return unknown
-
-    def push(self, night: Night) -> int:
-        """Send a night; return how many observations Petals stored. Raises `RunError`."""
-        body: Any
-        if self.metrics is None:
-            slugs, body = [metric.slug for metric in night.values], night.observations
+        listed = None
+        try:
+            listed = self.post("list", {}).get("metrics")
+        except RunError as error:
+            if not error.fatal and (error.status == 0 or error.status >= 500):
+                logging.info(f"{error}; going on without the list")
+                return error
+            if error.status not in (200, 404, 405):  # 200: it is no JSON object
+                raise
+        if isinstance(listed, list):
+            self.listed = [metric for metric in listed if isinstance(metric, dict)]
         else:
-            values = {m.key: value for m, value in night.values.items() if m.key in self.metrics}
-            slugs, at = list(values), night.occurred_at
-            rows = [{"metricSlug": s, "value": v, "occurredAt": at} for s, v in values.items()]
-            if not rows:
-                return 0
-            rows[0] |= {"note": night.sentence} if night.sentence else {}
-            body = {"sourceExternalId": f"oura_{night.day}", "observations": rows}
-        answer = self.request("POST", "observations/bulk", json=body)
-        if errors := answer.get("errors"):
-            refused = clean(errors)
-            with suppress(TypeError, KeyError, IndexError):
-                refused = "; ".join(f"{slugs[entry['index']]}: {clean(entry)}" for entry in errors)
-            raise RunError(f"Petals refused {refused}")
-        # An array server may answer with the id of a job only.
-        kept = answer.get("inserted", len(slugs) if self.metrics is None else None)
-        if type(kept) is not int or kept < len(slugs):
-            raise RunError(f"Petals stored {clean(kept)} of {len(slugs)} observations", "run again")
-        return len(slugs)
+            self.is_array_server = True
+        return None
+
+    def store(self, night: Night) -> tuple[int, list[str]]:
+        """Store a night, and define the metrics that Petals does not know. Raises `RunError`.
+
+        Returns the number of stored observations, and the problems to report.
+        """
+        by_slug = {metric.slug_with_underscores: metric for metric in night.values}
+        metrics = [metric for slug, metric in by_slug.items() if slug not in self.left_out]
+        if not metrics:
+            return 0, []
+        stored, unknown, refused = self.send(night, metrics)
+        if unknown:
+            for slug in unknown:
+                if slug not in self.doubts:
+                    self.doubts[slug] = self.propose(by_slug[slug])
+            stored, unknown, refused = self.send(night, metrics)  # as a whole: it replaces the day
+        self.left_out.update(unknown)
+        slugs_by_reason: dict[str, list[str]] = defaultdict(list)
+        for slug in unknown:
+            reason = self.doubts.get(slug, "Petals no longer knows it; the next run tries again")
+            slugs_by_reason[reason].append(slug)
+        problems = [f"{', '.join(slugs)} left out: {why}" for why, slugs in slugs_by_reason.items()]
+        if refused or stored < len(metrics) - len(unknown):
+            count = f"{night.day}: Petals stored {stored} of {len(metrics)} observations"
+            problems.append("; ".join([count, *refused]))
+        return stored, problems
+
+    def send(self, night: Night, metrics: Sequence[Metric]) -> tuple[int, list[str], list[str]]:
+        """Send these metrics of a night. Raises `RunError`.
+
+        Returns the number of stored observations, the unknown slugs, and what else was refused.
+        """
+        if self.is_array_server:
+            slugs = [metric.slug for metric in metrics]
+            answer = self.post("observations/bulk", array_body(night))
+        else:
+            slugs = [metric.slug_with_underscores for metric in metrics]
+            answer = self.post("observations/bulk", day_body(night, metrics))
+        unknown, refused = [], []
+        errors = answer.get("errors") or []
+        for error in errors if isinstance(errors, list) else [errors]:
+            entry = error if isinstance(error, dict) else {"message": error}
+            index, code = entry.get("index", -1), entry.get("code")
+            has_slug = isinstance(index, int) and 0 <= index < len(slugs)
+            slug = slugs[index] if has_slug else "an observation"
+            if code == "DEFINITION_NOT_FOUND" and has_slug and not self.is_array_server:
+                unknown.append(slug)
+            elif code == "RANGE_VIOLATION":
+                refused.append(f"{slug} refused: outside the valid range")
+            else:
+                refused.append(
+                    f"{slug} refused: {clean(entry.get('message') or code or 'no reason')}"
+                )
+        stored = answer.get("inserted")
+        if stored is None and self.is_array_server:  # it may only name a job
+            stored = len(slugs) - len(refused)
+        if type(stored) is not int:
+            reason = f"Petals did not say how many of {len(slugs)} observations it stored"
+            raise RunError(reason, "check PETALS_HOST")
+        return stored, unknown, refused
+
+    def propose(self, metric: Metric) -> str:
+        """Propose a metric to Petals; return why it may be unknown all the same.
+
+        A proposal is an observation. Petals defines its metric and then looks at its value, which
+        could never be removed again. So the value is one that Petals refuses, with a 400: it is
+        below the range, and PostgreSQL has no year 0. The year counts if Petals files the value
+        under a similar metric, which may have another range (measured with Petals 2.1.0 and 2.5.0).
+        Raises `RunError` if it is fatal.
+        """
+        definition = {
+            "slug": metric.slug_with_underscores,
+            "label": metric.label,
+            "description": metric.description,
+            "unit": metric.unit,
+            "aggregationHint": "avg",
+            "validRangeMin": metric.low,
+            "validRangeMax": metric.high,
+        }
+        body = {"metric": definition, "value": metric.low - 1, "occurredAt": "0000-01-01T00:00:00Z"}
+        doubt = f"Petals filed it under a similar metric; {RENAME_IT}"
+        try:
+            self.post("observations", body)
+        except RunError as error:
+            if error.fatal:
+                raise
+            doubt = f"{error.reason}; the next run tries again"
+        for other in self.listed:
+            has_label = str(other.get("label")).lower() == metric.label.lower()
+            if has_label and other.get("slug") != metric.slug_with_underscores:
+                doubt = f"your metric {clean(other.get('slug'))} has its label; {RENAME_IT}"
+        return doubt
 
 
-# --- Command line -----------------------------------------------------------------------------
+# --- Runs -------------------------------------------------------------------------------------
+# Read, map and send the days that are asked for, the newest first.
+
+FIRST_DAY = date(2015, 1, 1)
+RUN_SECONDS = 115.0  # for one day; each further day adds 2
+LIMIT_SECONDS = 900.0  # how long `--wait` waits at a rate limit that names no time
+MAX_WAITING = 86_400.0  # seconds of `--wait` in all
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
-    """Write text to stdout or another file. It is not an error if nobody can read it."""
+    """Write a line to stdout or another file. It is not an error if nobody can read it."""
     with suppress(OSError):
         print(text, file=file, end=end, flush=True)
 
 
-def format_days(days: Iterable[date]) -> str:
-    """Return days as in `2026-06-01, 2026-06-03 to 2026-06-07`."""
-    spans: list[list[date]] = []
-    for day in sorted(days):
-        if not spans or spans[-1][-1] != day - ONE_DAY:
-            spans.append([])
-        spans[-1].append(day)
-    return ", ".join(f"{s[0]} to {s[-1]}" if len(s) > 1 else str(s[0]) for s in spans)
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as in `1 day` and `2 days`."""
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def span(days: Sequence[date]) -> str:
+    """Return days, newest first, as in `2026-06-04 to 2026-06-10`."""
+    return f"{days[-1]} to {days[0]}" if len(days) > 1 else str(days[0])
+
+
+def years(days: Sequence[date]) -> list[Sequence[date]]:
+    """Return the days in parts of at most a year, since no read of more than two was seen."""
+    return [days[start : start + 366] for start in range(0, len(days), 366)]
 
 
 class Transfer:
-    """The transfer of some days, newest first, and its result."""
+    """The days that are asked for, what came of them, and how that is shown."""
 
-    def __init__(self, http: Http, days: list[date], options: argparse.Namespace) -> None:
-        self.oura, self.petals, self.days = Oura(http), Petals(http), days
-        self.metrics = choose_metrics(http.settings["OURA_METRICS"])
-        self.sends = not (options.check or options.dry_run)
-        shows_days = self.sends and (options.verbose or len(days) == 1)
-        self.show_day: Callable[[str], None] = say if shows_days else lambda _: None
-        self.shows_progress = self.sends and not (options.quiet or shows_days)
+    def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
+        self.settings, self.options = settings, options
+        self.metrics = choose_metrics(settings["OURA_METRICS"])
+        days = [options.date - n * ONE_DAY for n in range(options.days)]
+        self.days = [day for day in days if day >= FIRST_DAY]  # newest first
+        self.seconds = RUN_SECONDS + 2 * (len(self.days) - 1)  # until the time limit
+        self.shows_days = len(self.days) == 1 or options.verbose
         self.sent: list[date] = []
-        self.observations = self.empty = 0
-        self.failures: dict[str, list[date]] = {}  # the days lost to each problem
+        self.observations = 0
+        self.without_data: set[date] = set()
+        self.problems: list[str] = []
 
-    def progress(self, day: date | None = None) -> None:
-        """Show the current day on a terminal, or remove that line."""
-        if self.shows_progress and sys.stderr and sys.stderr.isatty():
-            done = f"{(self.days[0] - day).days} of {len(self.days)} days, {day}" if day else ""
-            say(f"\r\x1b[K{done}", sys.stderr, end="")
+    def left(self) -> list[date]:
+        """Return the days below the last one that was sent."""
+        return [day for day in self.days if not self.sent or day < self.sent[-1]]
 
-    def fail(self, problem: object, days: Iterable[date] = ()) -> None:
-        """Note a problem and the days lost to it."""
-        self.failures.setdefault(str(problem), []).extend(days)
+    def show_progress(self, text: str) -> None:
+        """Replace the line that shows the progress of several days on a terminal."""
+        if sys.stderr.isatty() and not self.shows_days and not self.options.quiet:
+            say(f"\r\x1b[K{text}", file=sys.stderr, end="")
 
-    def read(self) -> Iterator[list[Night]]:
-        """Yield the nights of a year at a time, newest first. Raises `RunError` to end the run."""
-        for first in range(0, len(self.days), DAYS_PER_READ):
-            days = self.days[first : first + DAYS_PER_READ]
-            self.progress(days[0])
-            nights: list[Night] = []
-            try:
-                found = self.oura.read(days, self.metrics)
-            except RunError as error:
-                if error.ends_run:
-                    raise
-                self.fail(error, days)
-                found, days = {}, []
-            for day in days:
-                documents = {name: by_day.get(day, []) for name, by_day in found.items()}
-                try:
-                    nights.append(map_night(day, documents, self.metrics))
-                except RunError as error:
-                    self.fail(error, [day])
-            for name, by_day in found.items():
-                if None in by_day:
-                    self.fail(f"Oura {name} has a document without a readable day; it is left out")
-            yield nights
+    def report(self, problem: str) -> None:
+        """Tell a problem once, though `--wait` may try its day again."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+            self.show_progress("")
+            logging.error(problem)
 
-    def send(self) -> None:
-        """Send the days to Petals. Raises `RunError` if that ends the run."""
-        loading = start(self.petals.load_metrics)  # while Oura is read
-        failed_days = 0
-        for nights in self.read():
-            if self.failures or any(night.values for night in nights):
-                loading.result()  # if Oura failed, a problem of Petals is reported too
-            for reason, slugs in self.petals.define(nights).items():
-                self.fail(f"{', '.join(slugs)} left out: {reason}")
-            for night in nights:
-                self.progress(night.day)
-                try:
-                    self.send_night(night)
-                    failed_days = 0
-                except RunError as error:
-                    if error.ends_run:
-                        raise
-                    self.fail(error, [night.day])
-                    failed_days += 1
-                    if failed_days == 5:
-                        raise RunError("stopped after five failed days in a row") from None
-
-    def send_night(self, night: Night) -> None:
-        """Send a night, if it has values, and note the result. Raises `RunError`."""
-        if not night.values:
-            self.empty += 1
-            self.show_day(f"No Oura data for {night.day} — nothing pushed.")
-        elif number := self.petals.push(night):
-            self.sent.append(night.day)
-            self.observations += number
-            pushed = f"Pushed {number} observation{'s' * (number != 1)} for {night.day}."
-            self.show_day(f"{pushed} {night.sentence}." if night.sentence else pushed)
-
-    def print(self) -> None:
-        """Print what would be sent. Raises `RunError` if Oura cannot be read."""
-        rows = [row for nights in self.read() for night in nights for row in night.observations]
-        if rows or not self.failures:
-            say(json.dumps(rows, indent=2))
-
-    def stop(self, problem: object) -> None:
-        """Note a problem that ends the run, with the command that sends the remaining days."""
-        if len(self.days) == 1 or not self.sends:
-            return self.fail(problem, self.days)
-        first = self.sent[-1] - ONE_DAY if self.sent else self.days[0]
+    def report_end(self, problem: object) -> None:
+        """Tell a problem that ends the run, with the command that goes on below the last day."""
+        if len(self.days) == 1:
+            return self.report(f"{self.days[0]}: {problem}")
         text = f"{problem}; {len(self.sent)} of {len(self.days)} days are in"
-        if remaining := (first - self.days[-1]).days + 1:
-            options = ("--date", str(first), "--days", str(remaining))
-            text += f", go on with: {self.oura.settings.command(*options)}"
-        return self.fail(text)
+        if left := self.left():
+            options = ["--date", str(left[0]), "--days", str(len(left))]
+            options += ["--wait"] if self.options.wait else []
+            text += f", go on with: {self.settings.command(*options)}"
+        return self.report(text)
 
-    def close(self) -> int:
-        """Report the problems and, for several days, the result. Return the exit code."""
-        self.progress()
-        for problem, days in list(self.failures.items()):
-            logging.error(f"{format_days(days)}: {problem}" if days else problem)
-        total = len(self.days)
-        if self.empty == total > 1:
-            asked = format_days(self.days)
-            logging.error(f"no Oura data for {asked}: has the Oura app been opened?")
-        if self.sends and total > 1:
-            span = " to ".join(sorted({str(day) for day in self.sent[:1] + self.sent[-1:]}))
-            sent = f"{len(self.sent)} of {total} days{span and f', {span}'}"
-            empty = f"; {self.empty} day{'s' * (self.empty != 1)} without data" * bool(self.empty)
-            plural = "s" * (self.observations != 1)
-            say(f"Pushed {self.observations} observation{plural} for {sent}{empty}.")
-        return 1 if self.failures else 0
+    def show_summary(self) -> None:
+        """Show the result of several days."""
+        self.show_progress("")
+        if len(self.days) == 1:
+            return
+        if len(self.without_data) == len(self.days):
+            logging.warning(f"no Oura data for {span(self.days)}: has the Oura app been opened?")
+        sent = f"{len(self.sent)} of {len(self.days)} days"
+        sent += f", {span(self.sent)}" if self.sent else ""
+        empty = counted(len(self.without_data), "day") + " without data"
+        end = f"; {empty}." if self.without_data else "."
+        say(f"Pushed {counted(self.observations, 'observation')} for {sent}{end}")
 
 
-DEMO = {"OURA_TOKEN": "demo", "PETALS_API_KEY": "petals-demo", "OURA_METRICS": "all"}
+def read_nights(transfer: Transfer, oura: Oura, days: Sequence[date]) -> list[Night]:
+    """Return the nights of some days, and report those that fail. Raises `RunError` if fatal."""
+    nights = []
+    try:
+        found = oura.read(days, transfer.metrics)
+    except RunError as error:
+        if error.fatal:
+            raise
+        transfer.report(f"{span(days)}: {error}")
+        return []
+    for day in days:
+        try:
+            nights.append(map_day(day, found[day], transfer.metrics))
+        except RunError as error:
+            transfer.report(f"{day}: {error}")
+    return nights
+
+
+def send_days(transfer: Transfer, oura: Oura, petals: Petals, listing: Future[Any]) -> None:
+    """Send the days that are left. Raises `RunError` for a problem that ends the run."""
+    failed_in_a_row = 0
+    for days in years(transfer.left()):
+        transfer.show_progress(f"reading {span(days)}")
+        nights = read_nights(transfer, oura, days)
+        if transfer.problems or any(night.values for night in nights):
+            listing.result()  # `store` needs to know the kind of server; a refused key is told here
+        for night in nights:
+            done = len(transfer.sent) + len(transfer.without_data)
+            transfer.show_progress(f"{done} of {len(transfer.days)} days, {night.day}")
+            if not night.values:
+                transfer.without_data.add(night.day)
+                if transfer.shows_days:
+                    say(f"No Oura data for {night.day} — nothing pushed.")
+                failed_in_a_row = 0
+                continue
+            try:
+                stored, problems = petals.store(night)
+            except RunError as error:
+                if error.fatal:
+                    raise
+                stored, problems = 0, [f"{night.day}: {error}"]
+            for problem in problems:
+                transfer.report(problem)
+            if stored:
+                failed_in_a_row = 0
+                transfer.sent.append(night.day)
+                transfer.observations += stored
+                if transfer.shows_days:
+                    pushed = f"Pushed {counted(stored, 'observation')} for {night.day}."
+                    say(f"{pushed} {night.sentence}." if night.sentence else pushed)
+            elif problems:
+                failed_in_a_row += 1
+                if failed_in_a_row == 5:
+                    raise RunError("stopped after five failed days in a row")
+
+
+def send_days_with_waits(transfer: Transfer, oura: Oura, petals: Petals) -> None:
+    """Send the days; with `--wait`, wait at a rate limit and go on. Raises `RunError`."""
+    listing = THREADS.submit(petals.load_list)  # while Oura is read
+    waited = 0.0
+    while True:
+        try:
+            return send_days(transfer, oura, petals, listing)
+        except RunError as error:
+            seconds = LIMIT_SECONDS if error.retry_after is None else max(error.retry_after, 1.0)
+            may_wait = transfer.options.wait and waited + seconds <= MAX_WAITING
+            if error.status != 429 or not may_wait:
+                raise
+            transfer.show_progress("")
+            until = datetime.now() + timedelta(seconds=seconds)
+            days = f"{len(transfer.sent)} of {len(transfer.days)} days are in"
+            say(f"{error.reason}; {days}, waiting until {until:%Y-%m-%d %H:%M}")
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the time limit does not count this
+        sleep(seconds)
+        signal.setitimer(signal.ITIMER_REAL, left)
+        waited += seconds
+        if listing.exception():
+            listing = THREADS.submit(petals.load_list)
+
+
+def push(transfer: Transfer, oura: Oura, petals: Petals) -> int:
+    """Send the days, say how it ended, and return the exit code."""
+    try:
+        with time_limit(transfer.seconds):
+            send_days_with_waits(transfer, oura, petals)
+    except (RunError, TimeLimit) as problem:
+        transfer.report_end(problem)
+    except KeyboardInterrupt:
+        transfer.report_end("interrupted")
+        transfer.show_summary()
+        return 130
+    transfer.show_summary()
+    return 1 if transfer.problems else 0
+
+
+def print_observations(transfer: Transfer, oura: Oura) -> int:
+    """Print what would be sent as one JSON array; return the exit code. Raises `RunError`."""
+    rows: list[Json] = []
+    with time_limit(transfer.seconds):
+        for days in years(transfer.days):
+            for night in read_nights(transfer, oura, days):
+                rows += array_body(night)
+    if rows or not transfer.problems:
+        try:
+            print(json.dumps(rows, indent=2), flush=True)
+        except BrokenPipeError:
+            pass  # whoever reads it has seen enough
+        except OSError as error:
+            raise RunError(f"the output could not be written: {error.strerror}") from None
+    return 1 if transfer.problems else 0
+
+
+# --- Command line -----------------------------------------------------------------------------
+# What the options ask for, and how the process ends.
+
+MAX_DAYS = 3660
 # fmt: off
-DEMO_NIGHT: Json = {  # the fields of all three collections
+DEMO_DOCUMENT: Json = {  # the fields of all collections
     "score": 82, "contributors": {"hrv_balance": 77}, "temperature_deviation": -0.1,
-    "total_sleep_duration": 25_920, "deep_sleep_duration": 5_400, "rem_sleep_duration": 6_120,
-    "light_sleep_duration": 14_400, "efficiency": 91, "average_hrv": 54, "lowest_heart_rate": 48,
-    "average_breath": 14.5,
+    "type": "long_sleep", "total_sleep_duration": 25_920, "deep_sleep_duration": 5_400,
+    "rem_sleep_duration": 6_120, "light_sleep_duration": 14_400, "efficiency": 91,
+    "average_hrv": 54, "lowest_heart_rate": 48, "average_breath": 14.5,
 }
 # fmt: on
 
 
-def demo_client() -> httpx.Client:
-    """Return a client that plays Oura and an array server, and shows what is sent to it."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.method == "GET":
-            first = date.fromisoformat(request.url.params["start_date"])
-            days = [str(first + n * ONE_DAY) for n in range(DAYS_PER_READ + 1)]
-            return httpx.Response(200, json={"data": [{"day": day, **DEMO_NIGHT} for day in days]})
-        for row in json.loads(request.content):  # none when asked for the list of metrics
-            say(f"{row['metric']['label']:<28}{row['value']:>6} {row['metric']['unit']}")
-        return httpx.Response(202, json={"jobId": "demo"})
-
-    return httpx.Client(transport=httpx.MockTransport(answer))
+def show_demo(day: date) -> int:
+    """Show what would be sent for a sample night, without a request. Return the exit code."""
+    documents = {collection: [DEMO_DOCUMENT] for collection in COLLECTIONS}
+    night = map_day(day, documents, list(METRICS.values()))
+    for metric, value in night.values.items():
+        say(f"{metric.label:<28}{value:>6} {metric.unit}")
+    say(f"Demo: would push {len(night.values)} observations. {night.sentence}.")
+    return 0
 
 
-def read_stdin(put: Callable[[Answer], None]) -> None:
-    """Put each pasted line in the queue, and an empty one at the end of stdin."""
-    # Not `sys.stdin`: Python can crash at exit while a thread waits for its buffer.
-    with suppress(OSError), open(0, "rb", buffering=0, closefd=False) as stdin:
-        for line in stdin:
-            text = re.sub(r"\x1b?\[?20[01]~", "", line.decode(errors="replace"))  # bracketed paste
-            if text := text.strip("<>'\" \t\r\n"):
-                put((text, lambda _: None))
-    put(("", lambda _: None))
+def check_oura(client: httpx.Client, settings: Settings) -> str:
+    """Return what is to be said of Oura if it works. Raises `RunError` if not."""
+    settings.require_for_reading()
+    metrics = choose_metrics(settings["OURA_METRICS"])
+    week = [date.today() - n * ONE_DAY for n in range(7)]
+    found = Oura(client, settings).read(week, metrics)
+    nights = [map_day(day, found[day], metrics) for day in week]
+    latest = max((str(night.day) for night in nights if night.values), default="none yet")
+    way = "OURA_TOKEN" if settings["OURA_TOKEN"] else settings["OURA_TOKEN_FILE"]
+    return f"reading works with {way}; latest night: {latest}."
 
 
-def listen(redirect: httpx.URL, state: str, put: Callable[[Answer], None]) -> None:
-    """Put the address to which Oura redirects the browser in the queue (RFC 8252, 7.3)."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path, _, query = self.path.partition("?")
-            params = httpx.QueryParams(query)
-            if path != redirect.path or self.command != "GET":
-                self.show("There is nothing here.", 404)
-            elif params.get("state") != state or not (params.get("code") or params.get("error")):
-                self.show("This address is not part of the current sign-in.", 400)
-            else:
-                put((self.path, self.show))
-                threading.Event().wait()  # the main thread replies, and the script ends
-
-        do_HEAD = do_POST = do_GET  # noqa: N815 - names that http.server calls
-
-        def show(self, text: str, status: int = 200) -> None:
-            with suppress(OSError):  # the browser may be closed
-                self.send_response(status)
-                self.send_header("Content-Type", "text/plain; charset=utf-8")
-                self.send_header("Content-Length", str(len(text.encode())))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Log nothing, because the address contains the code."""
-
-    if redirect.scheme == "http" and redirect.host in ("localhost", "127.0.0.1"):
-        with suppress(OSError, OverflowError):  # the port cannot be used
-            start(ThreadingHTTPServer(("127.0.0.1", redirect.port or 80), Handler).serve_forever)
+def check_petals(client: httpx.Client, settings: Settings) -> str:
+    """Return what is to be said of Petals if it works. Raises `RunError` if not."""
+    settings.require("PETALS_API_KEY", "PETALS_HOST")
+    petals, metrics = Petals(client, settings), choose_metrics(settings["OURA_METRICS"])
+    if failure := petals.load_list():
+        failure.advice += "; with a new account, this can be so until the first push"
+        raise failure
+    if petals.is_array_server:
+        return "it has no list of metrics, so the first push shows whether it accepts the key."
+    slugs = [metric.slug_with_underscores for metric in metrics]
+    stats = [entry.get("stats") or {} for entry in petals.listed if entry.get("slug") in slugs]
+    latest = [clean(one["latestAt"])[:10] for one in stats if one.get("latestAt")]
+    count = f"{len(latest)} of {len(metrics)} metrics have observations"
+    return f"the key is accepted; {count}; latest observation: {max(latest, default='none yet')}."
 
 
-def log_in(http: Http) -> None:
-    """Sign in with Oura, with a code from the browser or a pasted line. Raises `RunError`."""
-    import secrets
-    import webbrowser
-    from queue import SimpleQueue
-
-    settings, state = http.settings, secrets.token_urlsafe(16)
-    http.settings = Settings({**settings, "OURA_TOKEN": ""})  # or it would be used instead
-    sign_in = SignIn(http)
-    with sign_in.locked_file():
-        pass  # check that it can be written before anybody opens a browser
-    redirect_uri, token_file = settings["OURA_REDIRECT_URI"], settings["OURA_TOKEN_FILE"]
-    params = {"response_type": "code", "client_id": settings["OURA_CLIENT_ID"]}
-    params |= {"redirect_uri": redirect_uri, "scope": "daily", "state": state}
-    url = str(httpx.URL(settings["OURA_AUTHORIZE_URL"], params=params))
-    answers: SimpleQueue[Answer] = SimpleQueue()
-    listen(httpx.URL(redirect_uri), state, answers.put)
-    start(partial(read_stdin, answers.put))
-    say(f"Your application at Oura must have exactly this redirect address:\n  {redirect_uri}")
-    say(f"Open this address in a browser and agree:\n  {url}")
-    say("If the browser ends on a page that does not load, paste the address of that page here:")
-    if sys.stdout is not None and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
-        webbrowser.open(url)
-
-    ask_again = iter((True, True, True, False))  # after a wrong line
-    while True:
-        text, show = answers.get()
-        found = httpx.QueryParams(text.partition("#")[0].rpartition("?")[2])
-        bare_code = text if re.fullmatch(KEY_FORM, text, re.ASCII) else ""
-        code = found.get("code") if found.get("state") == state else bare_code
-        try:
-            if refusal := found.get("error"):
-                said = clean(f"{refusal} {found.get('error_description', '')}")
-                raise RunError(f"Oura refused the sign-in: {said}", "run --login again")
-            if code:
-                http.run(partial(sign_in.exchange, code))
-                break
-            if not text or not next(ask_again):
-                raise RunError("no address of this sign-in was entered", "run --login again")
-        except RunError as error:
-            show(str(error))
-            raise
-        say("This is not the address of this sign-in. If in doubt, open the address above again.")
-        say(f"The right one begins with {redirect_uri} and contains code=. Paste it here:")
-    show("You are signed in. You can close this tab.")
-    say(f"You are signed in. The sign-in renews itself; its tokens are in {token_file}.")
-    http.run(partial(Oura(http).read, [date.today()], []))
-    say(f"Reading Oura works. Next, check both services: {settings.command('--check')}")
-    if settings["OURA_TOKEN"]:
-        logging.warning("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
-
-
-def check(client: httpx.Client, settings: Settings, options: argparse.Namespace) -> int:
-    """Say whether both services work, and write to neither. Return the exit code."""
-
-    def check_oura(http: Http) -> str:
-        settings.check(*settings.for_oura())
-        transfer = Transfer(http, [date.today() - n * ONE_DAY for n in range(7)], options)
-        latest = next((n.day for nights in transfer.read() for n in nights if n.values), None)
-        if transfer.failures:
-            raise RunError("; ".join(transfer.failures))
-        way = "OURA_TOKEN" if settings["OURA_TOKEN"] else settings["OURA_TOKEN_FILE"]
-        return f"reading works with {way}; latest night: {latest or 'none yet'}."
-
-    def check_petals(http: Http) -> str:
-        settings.check(*PETALS)
-        petals, metrics = Petals(http), choose_metrics(settings["OURA_METRICS"])
-        petals.load_metrics()
-        if petals.metrics is None:
-            return "it has no list of metrics, so the first push shows whether it accepts the key."
-        known = [petals.metrics[metric.key] for metric in metrics if metric.key in petals.metrics]
-        stats = [item["stats"] for item in known if isinstance(item.get("stats"), dict)]
-        latest = max((str(item.get("latestAt") or "")[:10] for item in stats), default="")
-        missing = ", the next push defines the others" if len(known) < len(metrics) else ""
-        count = f"{len(known)} of {len(metrics)} metrics are defined{missing}"
-        return f"the key is accepted; {count}; latest observation: {clean(latest) or 'none yet'}."
-
+def check_services(client: httpx.Client, settings: Settings) -> int:
+    """Say whether each service works, and write to neither. Return the exit code."""
     code = 0
-    for name, check_service in (("Oura", check_oura), ("Petals", check_petals)):
-        http = Http(client, settings, RUN_SECONDS / 2)
+    for name, check in (("Oura", check_oura), ("Petals", check_petals)):
         try:
-            say(f"{name}: {http.run(partial(check_service, http))}")
-        except RunError as error:
+            with time_limit(RUN_SECONDS):
+                say(f"{name}: {check(client, settings)}")
+        except (RunError, TimeLimit) as error:
             logging.error(f"{name}: {str(error).removeprefix(f'{name} ')}")
             code = 1
     return code
@@ -1057,30 +1288,34 @@ def check(client: httpx.Client, settings: Settings, options: argparse.Namespace)
 def day_argument(text: str) -> date:
     """Return the day that `--date` names, in this machine's time zone."""
     today = date.today()
-    day = {"today": today, "yesterday": today - ONE_DAY}.get(text) or parse_day(text)
-    if not day or not FIRST_DAY <= day <= today:
-        raise argparse.ArgumentTypeError(f"{text!r} is not YYYY-MM-DD from {FIRST_DAY} to today")
+    day = {"today": today, "yesterday": today - ONE_DAY}.get(text.lower()) or parse_day(text)
+    # The owner may live in another zone than the machine, up to 14 hours ahead of UTC.
+    latest = datetime.now(timezone(timedelta(hours=14))).date()
+    if day is None or not FIRST_DAY <= day <= latest:
+        choice = f"today, yesterday or YYYY-MM-DD, from {FIRST_DAY} to {latest}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no day to send: use {choice}")
     return day
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of the command line. Exits with 2 if they are wrong."""
+    """Return the options of the command line. Raises `SystemExit` with 2 if they are wrong."""
     codes = "exit codes: 0 done, 1 something failed, 2 wrong usage or settings, 130 interrupted"
-    parser = argparse.ArgumentParser(description=__doc__, epilog=codes, allow_abbrev=False)
-    add, flag = parser.add_argument, partial(parser.add_argument, action="store_true")
-    mode = partial(parser.add_mutually_exclusive_group().add_argument, action="store_true")
+    summary = "Send the nights measured by an Oura ring to Petals."
+    parser = argparse.ArgumentParser(description=summary, epilog=codes, allow_abbrev=False)
     # fmt: off
+    add, add_mode = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("--date", metavar="DAY", type=day_argument, default="yesterday",
         help="the day on which the night ended: YYYY-MM-DD, today or yesterday (the default)")
     add("--days", metavar="N", type=int, default=1,
         help=f"the last N days up to --date, from 1 (the default) to {MAX_DAYS}")
+    add("--wait", action="store_true", help="at a rate limit, wait and go on, for up to 24 hours")
     add("--env-file", metavar="FILE", type=Path, help="read the settings from FILE, not from .env")
-    mode("--login", help="sign in with Oura, once")
-    mode("--check", help="check that both services work; nothing is sent")
-    mode("--dry-run", help="print what would be sent, without asking Petals")
-    mode("--demo", help="show what is sent for a sample night; needs no account and no network")
-    flag("-q", "--quiet", help="show problems only")
-    flag("-v", "--verbose", help="show each request, each failed try and, with --days, each day")
+    add_mode("--login", action="store_true", help="sign in with Oura, once")
+    add_mode("--check", action="store_true", help="check both services; nothing is sent")
+    add_mode("--dry-run", action="store_true", help="print what would be sent")
+    add_mode("--demo", action="store_true", help="show what is sent for a sample night")
+    add("-q", "--quiet", action="store_true", help="show problems only")
+    add("-v", "--verbose", action="store_true", help="show each request, each failed try, each day")
     add("--version", action="version", version=f"oura_to_petals {__version__}")
     # fmt: on
     options = parser.parse_args(argv)
@@ -1091,47 +1326,48 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Do what the options ask for and return the exit code. Raises `RunError`."""
-    settings = Settings(DEFAULTS | DEMO) if options.demo else load_settings(options.env_file)
-    if (file := settings.env_file) and os.name == "posix" and file.stat().st_mode & 0o044:
-        logging.warning(f"others can read your keys: run chmod 600 {shlex.quote(str(file))}")
+    if options.demo:
+        return show_demo(options.date)
+    settings = load_settings(options.env_file)
     if options.login:
-        settings.check("OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL", *SIGN_IN)
-    elif not options.check:
-        settings.check(*settings.for_oura(), *(() if options.dry_run else PETALS))
-    client = demo_client() if options.demo else open_client()
+        settings.require(*SIGN_IN, "OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL")
+    elif options.dry_run:
+        settings.require_for_reading()
+    elif not options.check:  # a check tells for each service what is missing
+        settings.require_for_reading("PETALS_API_KEY", "PETALS_HOST")
+    transfer = Transfer(settings, options)
+    SECRETS.update(settings[name] for name in KEYS if settings[name])
+    client = open_client()
     if options.check:
-        return check(client, settings, options)
-    days = [day for n in range(options.days) if (day := options.date - n * ONE_DAY) >= FIRST_DAY]
-    http = Http(client, settings, RUN_SECONDS + 2 * (len(days) - 1))
+        return check_services(client, settings)
     if options.login:
-        log_in(http)
-        return 0
-    transfer = Transfer(http, days, options)
-    try:
-        http.run(transfer.print if options.dry_run else transfer.send)
-    except RunError as error:
-        transfer.stop(error)
-    except KeyboardInterrupt:
-        transfer.stop("interrupted")
-        transfer.close()
-        raise
-    return transfer.close()
+        return log_in(client, settings)
+    if options.dry_run:
+        return print_observations(transfer, Oura(client, settings))
+    return push(transfer, Oura(client, settings), Petals(client, settings))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = parse_arguments(argv)
-    for number in SIGNALS:
+    # They are None if they are closed.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    try:
+        options = parse_arguments(argv)
+    except SystemExit as stop:  # argparse has written why
+        return int(stop.code or 0)
+    except OSError:  # argparse could not write what is wrong
+        return 2
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # keep what nohup ignores
-            signal.signal(number, signal.default_int_handler)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+            signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
     try:
-        with redirect_stdout(None) if options.quiet and not options.login else nullcontext():
+        with redirect_stdout(None if options.quiet and not options.login else sys.stdout):
             return run(options)
-    except RunError as error:
+    except (RunError, TimeLimit) as error:
         logging.error(error)
         return 2 if isinstance(error, SettingsError) else 1
     except KeyboardInterrupt:
@@ -1145,5 +1381,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def command() -> NoReturn:
+    """Run `main` and end the process at once, with its exit code.
+
+    Python's own end takes its time, waits for threads, and complains of a stdout that is closed.
+    """
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # it is full, or nobody reads it
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()
