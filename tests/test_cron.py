@@ -1,7 +1,8 @@
-"""The script as a process of its own, mostly as cron starts it, and what its exit code says."""
+"""The script as a process of its own, as cron and a shell start it, and how it ends."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import runpy
@@ -9,152 +10,189 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Ended, World
-from services import DAY, KEY, TOKEN, Oura, Petals, hang, local_server
+from fakes import (
+    BULK,
+    DAY,
+    KEY,
+    LIST,
+    PUSHED,
+    SCRIPT,
+    SLEEP,
+    TOKEN,
+    VALUES,
+    Ended,
+    Oura,
+    Petals,
+    before,
+    ended,
+    hang,
+    interrupt,
+    local_server,
+    well,
+)
 
-RESULT = "Pushed 3 observations for 2026-06-10. Slept 7h12, readiness 82, HRV 54ms.\n"
+import oura_to_petals
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
 
 
 class Served:
     """Both services on a local port, and the settings for them."""
 
-    def __init__(self, host: str, oura: Oura, petals: Petals) -> None:
-        self.oura, self.petals = oura, petals
-        hosts = {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
-        self.env = {"OURA_TOKEN": TOKEN, "PETALS_API_KEY": KEY, **hosts}
+    def __init__(self):
+        self.oura, self.petals = Oura(), Petals()
+        self.env = {"OURA_TOKEN": TOKEN, "PETALS_API_KEY": KEY}
 
-    def write_env_file(self, path: Path) -> Path:
+    def write_env_file(self, path):
+        path.touch(0o600)
         path.write_text("".join(f"{name}={value}\n" for name, value in self.env.items()))
-        path.chmod(0o600)
         return path
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    oura, petals = Oura(), Petals()
-    with local_server(oura, petals) as host:
-        yield Served(host, oura, petals)
+def served():
+    served = Served()
+    with local_server(served.oura, served.petals) as host:
+        served.env |= {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
+        yield served
 
 
-def test_a_night_is_sent_with_the_env_file_in_the_home_folder(
-    cron: Callable[..., Ended], served: Served, empty_home: Path
-) -> None:
-    served.write_env_file(empty_home / ".env")
-    assert cron("--date", "2026-06-10") == Ended(0, RESULT, "")
+def test_a_night_is_sent_as_by_cron(cron, served):
+    served.write_env_file(cron.script.with_name(".env"))
+    assert cron.run("--date", str(DAY)) == Ended(0, PUSHED, "")
+    assert served.petals.stored_once()
     assert len(served.oura.requests) == 3
     assert len(served.petals.requests) == 2
 
 
-def test_yesterday_is_the_one_of_the_local_time_zone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_yesterday_is_that_of_the_time_zone(world, monkeypatch):
     days = []
-    for zone in ("UTC+12", "UTC-14"):
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-        days.append(world.run("--demo", day=None).out.splitlines()[-1])
-    monkeypatch.undo()
+    world.oura.empty()
+    with monkeypatch.context() as patch:
+        for zone in ("UTC+12", "UTC-14"):
+            patch.setenv("TZ", zone)
+            time.tzset()
+            days.append(world.run(day=None).out)
     time.tzset()
     assert days[0] != days[1]
 
 
+OUTPUT = [  # the options, where the output goes, and the exit code
+    ("", "| true", 0),
+    ("", ">&- 2>&-", 0),
+    pytest.param("", "> /dev/full 2>&1", 0, marks=needs_full),
+    pytest.param("--env-file nowhere", "2> /dev/full", 2, marks=needs_full),
+    pytest.param("--days 0", "2> /dev/full", 2, marks=needs_full),
+    ("--dry-run", "| true", 0),
+    ("--help", "| true", 0),
+    pytest.param("--help", "> /dev/full", 0, marks=needs_full),
+]
+
+
+@pytest.mark.parametrize(("options", "output", "code"), OUTPUT)
+def test_unread_output_changes_nothing(cron, served, options, output, code):
+    done = cron.shell(f"$SCRIPT --date {DAY} {options} {output}", **served.env)
+    assert done == Ended(code, "", "")
+    assert served.petals.stored == ({} if options else {str(DAY): VALUES})
+
+
 @pytest.mark.parametrize(
-    ("redirection", "code"),
-    [("| true", 0), ("> /dev/full 2>&1", 0), (">&- 2>&-", 2)],
+    ("option", "closed", "code"),
+    [("--help", "stdout", 0), ("--version", "stdout", 0), ("--days=0", "stderr", 2)],
 )
-def test_output_that_nobody_can_read_is_no_failure(
-    served: Served, redirection: str, code: int
-) -> None:
-    env = {**os.environ, **(served.env if code == 0 else {})}
-    line = f"set -o pipefail; {sys.executable} {SCRIPT} --date 2026-06-10 {redirection}"
-    done = subprocess.run(
-        ["bash", "-c", line], env=env, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
-    assert bool(served.petals.stored) == (code == 0)
+def test_usage_goes_to_no_other_stream(monkeypatch, capsys, option, closed, code):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, closed, None)
+        assert oura_to_petals.main([option]) == code
+    assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-@pytest.mark.parametrize("path", [None, "/dev/full"])
-def test_a_run_ends_as_usual_without_stdout_or_stderr(
-    world: World, monkeypatch: pytest.MonkeyPatch, stream: str, path: str | None
-) -> None:
-    world.oura.tokens = {TOKEN} if stream == "stdout" else set()
-    file = path and open(path, "w")  # noqa: SIM115
-    monkeypatch.setattr(sys, stream, file)
-    assert world.run() == Ended(int(stream == "stderr"), "", "")
+def test_wrong_usage_is_exit_2_without_a_word(monkeypatch):
+    def fail(*_):  # as in Python 3.11.2, if stderr is full
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_print_message", fail)
+    assert oura_to_petals.main(["--days", "0"]) == 2
 
 
-def test_an_encoding_without_a_dash_is_no_failure(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@needs_full
+def test_a_full_disk_fails_a_dry_run(cron, served):
+    done = cron.shell(f"$SCRIPT --date {DAY} --dry-run > /dev/full", **served.env)
+    problem = "oura_to_petals: the output could not be written: No space left on device\n"
+    assert done == Ended(1, "", problem)
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--demo"], 0), (["--env-file", "nowhere"], 2)])
+@pytest.mark.parametrize("streams", ["usual", "none", pytest.param("full", marks=needs_full)])
+def test_the_command_ends_with_the_code(monkeypatch, capsys, argv, code, streams):
+    codes = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "_exit", codes.append)
+        patch.setattr(sys, "argv", ["oura-to-petals", *argv])
+        for name in ("stdout", "stderr"):
+            if streams != "usual":
+                patch.setattr(sys, name, None if streams == "none" else FULL.open("w"))
+        oura_to_petals.command()
+    assert codes == [code]
+
+
+def test_an_encoding_without_a_dash(world, monkeypatch):
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stdout)
-    ended = world.run(day="2026-06-01")
-    assert (ended.code, ended.err) == (0, "")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        done = world.run(day="2026-06-01")
+    assert (done.code, done.err) == (0, "")
     assert stdout.buffer.getvalue().startswith(b"No Oura data for 2026-06-01")
 
 
-@pytest.mark.parametrize(
-    ("number", "file", "options"),
-    [(signal.SIGTERM, "my keys", ["--env-file", "my keys"]), (signal.SIGHUP, ".env", [])],
-)
-def test_an_interrupted_run_is_exit_130_with_the_command_that_goes_on(
-    served: Served, empty_home: Path, number: int, file: str, options: list[str]
-) -> None:
-    env_file = served.write_env_file(empty_home / file)
+def test_a_stopped_run_prints_a_working_command(cron, served, home):
+    env_file = served.write_env_file(home / "my keys")
     served.oura.fill(7)
-    asked = threading.Event()
-    served.petals.fail("/bulk", lambda _: None, times=2)
-    served.petals.fail("/bulk", lambda _: asked.set() or hang())
-    script = os.path.relpath(SCRIPT, empty_home)
-    process = subprocess.Popen(
-        [sys.executable, script, "--date", str(DAY), "--days", "7", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert asked.wait(10)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert out == "Pushed 6 observations for 2 of 7 days, 2026-06-09 to 2026-06-10.\n"
-    message, command = err.split(", go on with: ")
-    assert message == "oura_to_petals: interrupted; 2 of 7 days are in"
-    script = f"{sys.executable} {SCRIPT.resolve()}"
-    env_option = shlex.join(["--env-file", str(env_file)])
-    assert command == f"{script} --date 2026-06-08 --days 5 {env_option}\n"
-    if number == signal.SIGTERM:
-        assert subprocess.run(command, shell=True, cwd="/", check=False).returncode == 0
-        assert served.petals.stored.keys() == {str(DAY - timedelta(days=n)) for n in range(7)}
+    served.petals.fail(BULK, well, well, hang)
+    process = cron.start("--date", str(DAY), "--days", "7", "--env-file", "my keys")
+    while len(served.petals.asked(BULK)) < 3:
+        time.sleep(0.01)
+    interrupt(process, signal.SIGTERM)
+    stopped = ended(process)
+    assert stopped.code == 130
+    assert stopped.out == "Pushed 6 observations for 2 of 7 days, 2026-06-09 to 2026-06-10.\n"
+    said, command = stopped.err.split(", go on with: ")
+    assert said == "oura_to_petals: interrupted; 2 of 7 days are in"
+    options = ["--date", before(2), "--days", "5", "--env-file", env_file]
+    assert command == shlex.join(map(str, [sys.executable, cron.script, *options])) + "\n"
+    env = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    assert subprocess.run(command, shell=True, cwd="/", env=env, check=False).returncode == 0
+    assert served.petals.stored == {before(n): VALUES for n in range(7)}
 
 
-def test_a_hangup_is_ignored_under_nohup(world: World) -> None:
+def test_a_process_ends_at_once(cron, served):
+    """Its threads still wait for Oura and for the list of metrics."""
+    served.oura.fail(SLEEP, hang)
+    served.petals.fail(LIST, hang)
+    process = cron.start("--date", str(DAY), **served.env)
+    while not (served.oura.asked(SLEEP) and served.petals.asked(LIST)):
+        time.sleep(0.01)
+    interrupt(process, signal.SIGHUP)
+    started = time.monotonic()
+    assert ended(process).failed(130) == "2026-06-10: interrupted"
+    assert time.monotonic() - started < 5
+
+
+def test_a_hangup_is_ignored_under_nohup(world):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    world.petals.fail("/bulk", lambda _: os.kill(os.getpid(), signal.SIGHUP))
-    assert world.run() == Ended(0, RESULT, "")
+    world.petals.fail(BULK, lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    assert world.run() == Ended(0, PUSHED, "")
 
 
 @pytest.mark.parametrize("name", ["httpx", "dotenv"])
-def test_a_missing_library_is_exit_2_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_a_missing_library_is_exit_2(monkeypatch, capsys, name):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT))
-    assert stop.value.code == 2
-    (problem,) = capsys.readouterr().err.splitlines()
-    assert problem.startswith("oura_to_petals: httpx or ")
-    assert ".venv/bin/python" in problem
-    assert "uv run" in problem
-
-
-def test_fcntl_is_not_needed(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
-    """As on Windows."""
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert runpy.run_path(str(SCRIPT))["main"](["--demo"]) == 0
+    said = "httpx or dotenv is missing: use .venv/bin/python or uv run"
+    assert Ended(stop.value.code, *capsys.readouterr()).failed(2) == said

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
-from conftest import Ended, World
-from services import Petals, daily_sleep, readiness, session
+from fakes import (
+    BULK,
+    DAY,
+    LIST,
+    READS,
+    SINGLE,
+    VALUES,
+    Ended,
+    Petals,
+    daily_sleep,
+    readiness,
+    session,
+)
 
 import oura_to_petals
 
-ALL = {
-    "oura_readiness": 82,
-    "oura_hrv": 77,
+ALL = VALUES | {
     "oura_sleep_minutes": 462,
     "oura_sleep_score": 85,
     "oura_hrv_ms": 54,
@@ -22,6 +33,21 @@ ALL = {
     "oura_respiratory_rate": 14.5,
     "oura_temperature_deviation": -0.1,
 }
+LABELS = {
+    "oura_readiness": "Oura readiness score",
+    "oura_hrv": "Oura HRV balance",
+    "oura_sleep_minutes": "Oura sleep duration",
+    "oura_sleep_score": "Oura sleep score",
+    "oura_hrv_ms": "Oura overnight RMSSD",
+    "oura_deep_minutes": "Oura deep sleep",
+    "oura_rem_minutes": "Oura REM",
+    "oura_light_minutes": "Oura light sleep",
+    "oura_sleep_efficiency": "Oura time asleep in bed",
+    "oura_lowest_heart_rate": "Oura lowest heart rate",
+    "oura_respiratory_rate": "Oura respiratory rate",
+    "oura_temperature_deviation": "Oura temperature deviation",
+}
+SENTENCE = "Slept 7h42, readiness 82, HRV 54ms"
 NAP = {
     "seconds": 1800, "type": "sleep", "efficiency": 50, "lowest_heart_rate": 60,
     "deep_sleep_duration": 600, "rem_sleep_duration": None, "light_sleep_duration": 1200,
@@ -30,69 +56,74 @@ NAP = {
 
 
 @pytest.fixture
-def choose(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    world.use(Petals(known=tuple(ALL)))
+def choose(monkeypatch):
+    return lambda text: monkeypatch.setenv("OURA_METRICS", text)
+
+
+@pytest.fixture
+def night(world):
+    """A night with a nap, and a Petals that knows all metrics."""
+    world.petals = Petals(known=tuple(ALL))
     world.oura.collections["sleep"] = [
         session(**NAP),
         session(),
         session(seconds=30_000, type="rest", deep_sleep_duration=9000, average_hrv=99),
     ]
-    world.choose = lambda text: monkeypatch.setenv("OURA_METRICS", text)
     return world
 
 
-def test_all_twelve_take_three_reads_and_one_push(choose: World) -> None:
-    choose.choose("all")
-    text = "Pushed 12 observations for 2026-06-10. Slept 7h42, readiness 82, HRV 54ms.\n"
-    assert choose.run() == Ended(0, text, "")
-    assert choose.petals.stored == {"2026-06-10": ALL}
-    assert (len(choose.oura.requests), len(choose.petals.requests)) == (3, 2)
+def test_all_twelve_take_three_reads_and_one_push(night, choose):
+    choose("all")
+    text = f"Pushed 12 observations for 2026-06-10. {SENTENCE}.\n"
+    assert night.run() == Ended(0, text, "")
+    assert night.petals.stored == {str(DAY): ALL}
+    assert sorted(request.url.path for request in night.oura.requests) == sorted(READS)
+    assert [request.url.path for request in night.petals.requests] == [LIST, BULK]
 
 
 @pytest.mark.parametrize(
     ("text", "slugs"),
     [
-        ("default", {"oura_readiness", "oura_hrv", "oura_sleep_minutes"}),
-        ("oura-hrv-ms", {"oura_hrv_ms"}),
-        (" oura-hrv-ms , oura-hrv-ms,oura-readiness,", {"oura_hrv_ms", "oura_readiness"}),
-        ("default,oura-sleep-score", {*list(ALL)[:4]}),
-        ("all, default", set(ALL)),
+        ("default", [*VALUES]),
+        ("oura-hrv-ms", ["oura_hrv_ms"]),
+        ("oura_hrv_ms", ["oura_hrv_ms"]),
+        (" oura-hrv-ms , oura_hrv-ms,Oura-Readiness,", ["oura_readiness", "oura_hrv_ms"]),
+        ("OURA_SLEEP_SCORE,Default", [*VALUES, "oura_sleep_score"]),
+        ("ALL, default", [*ALL]),
     ],
 )
-def test_metrics_are_chosen_by_slug(choose: World, text: str, slugs: set[str]) -> None:
-    choose.choose(text)
-    assert choose.run().code == 0
-    assert set(choose.petals.stored["2026-06-10"]) == slugs
+def test_metrics_are_chosen_by_slug(night, choose, text, slugs):
+    choose(text)
+    assert night.run().code == 0
+    assert list(night.petals.stored[str(DAY)]) == slugs
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("oura-steps", "oura-steps"), ("default,y,x", "x, y"), (",", ""), ("all;ALL", "all;ALL")],
+    [("oura-steps", "oura-steps"), ("default,y,x", "x, y"), (",", ""), ("all;default",) * 2],
 )
-def test_an_unknown_metric_is_exit_2_with_the_choice(choose: World, text: str, named: str) -> None:
-    choose.choose(text)
-    ended = choose.run()
-    assert (ended.code, ended.out, len(ended.problems)) == (2, "", 1)
-    assert f"OURA_METRICS: there is no metric '{named}': choose from oura-readiness" in ended.err
-    for slug in [*oura_to_petals.METRICS, "all", "default"]:
-        assert slug in ended.err
-    assert choose.oura.requests == []
+@pytest.mark.parametrize("option", ["--quiet", "--dry-run", "--check"])
+def test_unknown_metric_is_exit_2_with_the_choice(night, choose, option, text, named):
+    choose(text)
+    problem = night.run(option).failed(code=2)
+    choice = ", ".join([*ALL, "all", "default"]).replace("_", "-")
+    assert problem == f"OURA_METRICS: there is no metric '{named}': choose from {choice}"
+    assert night.oura.requests == []
 
 
-def test_the_sentence_is_the_same_for_all_choices(choose: World) -> None:
-    for slug in ("oura-temperature-deviation", "oura-sleep-score", "oura-deep-minutes"):
-        choose.choose(slug)
-        assert choose.run().out == (
-            "Pushed 1 observation for 2026-06-10. Slept 7h42, readiness 82, HRV 54ms.\n"
-        )
-    assert len(choose.oura.requests) == 9
+def test_sentence_is_the_same_for_all_choices(night, choose):
+    for slug in ALL:
+        choose(slug)
+        text = f"Pushed 1 observation for 2026-06-10. {SENTENCE}.\n"
+        assert night.run() == Ended(0, text, "")
+        assert night.petals.stored == {str(DAY): {slug: ALL[slug]}}
 
 
-def test_a_day_with_nothing_for_the_sentence_is_sent_without_one(choose: World) -> None:
-    choose.choose("oura-sleep-score")
-    choose.oura.collections |= {"daily_readiness": [], "sleep": []}
-    assert choose.run().out == "Pushed 1 observation for 2026-06-10.\n"
-    assert choose.petals.notes == []
+def test_day_may_have_nothing_for_the_sentence(night, choose):
+    choose("oura-sleep-score")
+    night.oura.collections |= {"daily_readiness": [], "sleep": []}
+    assert night.run().out == "Pushed 1 observation for 2026-06-10.\n"
+    assert night.petals.notes == []
 
 
 @pytest.mark.parametrize(
@@ -101,26 +132,24 @@ def test_a_day_with_nothing_for_the_sentence_is_sent_without_one(choose: World) 
         ({"daily_readiness": [readiness(score=101)]}, "Slept 7h42, HRV 54ms"),
         ({"daily_readiness": [readiness(hrv_balance="x")], "sleep": []}, "Readiness 82"),
         ({"sleep": [session(average_hrv=-1)]}, "Slept 7h12, readiness 82, HRV balance 77"),
-        ({"sleep": [session(seconds=-1)]}, "Readiness 82"),
-        ({"sleep": [session(seconds="x")]}, "Readiness 82"),
+        ({"sleep": [session(average_hrv="54")]}, "Slept 7h12, readiness 82, HRV balance 77"),
+        ({"sleep": [session(seconds=-1)]}, "Readiness 82, HRV balance 77"),
+        ({"sleep": [session(seconds="x")]}, "Readiness 82, HRV balance 77"),
     ],
-    ids=["readiness", "balance", "hrv", "negative sleep", "sleep is text"],
+    ids=["readiness", "balance", "HRV", "HRV is text", "negative sleep", "sleep is text"],
 )
-def test_an_impossible_value_that_no_chosen_metric_needs_fails_nothing(
-    choose: World, collections: dict, sentence: str
-) -> None:
-    choose.choose("oura-sleep-score")
-    choose.oura.collections |= collections
-    ended = choose.run()
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith(f"Pushed 1 observation for 2026-06-10. {sentence}")
+def test_impossible_value_for_the_sentence_fails_nothing(night, choose, collections, sentence):
+    choose("oura-sleep-score")
+    night.oura.collections |= collections
+    text = f"Pushed 1 observation for 2026-06-10. {sentence}.\n"
+    assert night.run() == Ended(0, text, "")
 
 
 @pytest.mark.parametrize(
     ("slug", "document", "good", "bad"),
     [
         ("oura-sleep-score", "daily_sleep score", [0, 100], [-1, 101, "x"]),
-        ("oura-hrv-ms", "sleep average_hrv", [0, 500], [-1, 501, True]),
+        ("oura-hrv-ms", "sleep average_hrv", [1, 500], [-1, 501, True]),
         ("oura-deep-minutes", "sleep deep_sleep_duration", [0, 86_400], [-1, 86_401, []]),
         ("oura-rem-minutes", "sleep rem_sleep_duration", [0, 86_400], [-1, 86_401]),
         ("oura-light-minutes", "sleep light_sleep_duration", [0, 86_400], [-1, 86_401]),
@@ -128,39 +157,49 @@ def test_an_impossible_value_that_no_chosen_metric_needs_fails_nothing(
         ("oura-lowest-heart-rate", "sleep lowest_heart_rate", [20, 250], [19, 251]),
         ("oura-respiratory-rate", "sleep average_breath", [3, 60], [2.9, 61]),
         (
-            "oura-temperature-deviation",
-            "daily_readiness temperature_deviation",
-            [-10, 0, 10],
-            [-10.1, 11, float("nan")],
+            "oura-temperature-deviation", "daily_readiness temperature_deviation",
+            [-10, 0, 10], [-10.1, 11, nan],
         ),
     ],
-)
-def test_each_metric_has_a_range(
-    choose: World, slug: str, document: str, good: list, bad: list
-) -> None:
-    choose.choose(slug)
+)  # fmt: skip
+def test_each_metric_has_a_range(night, choose, slug, document, good, bad):
+    choose(slug)
     collection, field = document.split()
     make = {"daily_sleep": daily_sleep, "daily_readiness": readiness, "sleep": session}[collection]
     for value in good:
-        choose.oura.collections[collection] = [make(**{field: value})]
-        assert choose.run().code == 0
+        night.oura.collections[collection] = [make(**{field: value})]
+        assert night.run().code == 0
+        sent = value // 60 if field.endswith("_duration") else value
+        assert night.petals.stored == {str(DAY): {slug.replace("-", "_"): sent}}
     for value in bad:
-        choose.oura.collections[collection] = [make(**{field: value})]
-        ended = choose.run()
-        assert ended.code == 1
-        assert document in ended.err
-    assert len(choose.petals.asked("/bulk")) == len(good)
+        night.oura.collections[collection] = [make(**{field: value})]
+        problem = f"2026-06-10: Oura {document} is not a number from "
+        assert night.run().failed().startswith(problem)
+    assert len(night.petals.asked(BULK)) == len(good)
 
 
-def test_each_metric_is_defined_with_its_own_words_and_range(choose: World) -> None:
-    choose.choose("all")
-    choose.use(Petals(known=()))
-    assert choose.run().code == 0
-    proposals = choose.petals.sent("/metrics/observations")
-    assert len(proposals) == 12
-    for name in ("slug", "label", "description"):
-        assert len({one["metric"][name] for one in proposals}) == 12
-    for one, metric in zip(proposals, oura_to_petals.METRICS.values(), strict=True):
-        limits = (one["metric"]["validRangeMin"], one["metric"]["validRangeMax"])
-        assert (*limits, one["value"]) == (metric.low, metric.high, metric.low - 1)
-    assert choose.petals.stored == {"2026-06-10": ALL}
+def test_0_is_not_a_measurement(night, choose):
+    choose("all")
+    zeros = {"average_hrv": 0, "lowest_heart_rate": 0, "average_breath": 0.0}
+    night.oura.collections["sleep"] = [session(**zeros)]
+    sentence = "Slept 7h12, readiness 82, HRV balance 77"
+    text = f"Pushed 9 observations for 2026-06-10. {sentence}.\n"
+    assert night.run() == Ended(0, text, "")
+    unmeasured = {"oura_hrv_ms", "oura_lowest_heart_rate", "oura_respiratory_rate"}
+    assert ALL.keys() - night.petals.stored[str(DAY)].keys() == unmeasured
+
+
+def test_each_metric_is_defined_with_its_words(night, choose):
+    choose("all")
+    night.petals = Petals(known=())
+    assert night.run().code == 0
+    proposals = night.petals.sent(SINGLE)
+    definitions = [proposal["metric"] for proposal in proposals]
+    assert {one["slug"]: one["label"] for one in definitions} == LABELS
+    assert len(proposals) == len({one["description"] for one in definitions}) == 12
+    units = [metric.unit for metric in oura_to_petals.METRICS.values()]
+    assert [one["unit"] for one in definitions] == units
+    for proposal in proposals:
+        assert proposal["value"] < proposal["metric"]["validRangeMin"]
+        assert proposal["occurredAt"] == "0000-01-01T00:00:00Z"
+    assert night.petals.stored == {str(DAY): ALL}

@@ -1,88 +1,120 @@
 """`--login` signs in with Oura, and later runs renew that sign-in."""
 
-from __future__ import annotations
-
+import base64
+import contextlib
+import fcntl
+import hashlib
 import http.client
 import json
 import os
 import re
 import secrets
+import select
+import shlex
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 from unittest.mock import Mock
 
 import httpx
 import pytest
-from conftest import SCRIPT, Clock, Ended, World
-from services import KEY, TOKEN, Oura, Petals, local_server
+from fakes import (
+    KEY,
+    PUSHED,
+    READINESS,
+    READS,
+    TOKEN,
+    TOKENS,
+    Ended,
+    Oura,
+    Petals,
+    answer,
+    ended,
+    local_server,
+    time_runs_out,
+    well,
+)
 
 import oura_to_petals
 
-MonkeyPatch = pytest.MonkeyPatch
-TOKEN_URL = "https://moi.ouraring.com/oauth/v2/ext/oauth-token"
-OLD_TOKEN_URL = "https://api.ouraring.com/oauth/token"
 CLIENT = {"client_id": "the-client", "client_secret": "s3cret"}
 RENEWAL = {"grant_type": "refresh_token", "refresh_token": "refresh-1", **CLIENT}
 FILE = Path(".local/state/oura-to-petals/oura-token.json")
-READS = ("/daily_readiness", "/daily_sleep", "/sleep")
-REDIRECT = "https://my.example/callback/"
+NEW = {"access_token": "access-2", "refresh_token": "refresh-2"}
+
+REDIRECT = "https://localhost/callback/"
 ADDRESS = f"{REDIRECT}?code=the-code&state=the-state"
-NEW = ("access-2", "refresh-2", TOKEN_URL)
 REFUSAL = f"{REDIRECT}?error=access_denied&error_description=You+said+no&state=the-state"
-GOOD = "GET /callback/?code=the-code&state=the-state"
+GOOD = ("GET /callback/?code=the-code&scope=extapi:daily&state=the-state",)
+UNUSED = ()  # a connection without a request
+FINISHED = "Back to the terminal: the sign-in is finished there."
+
+ALLOW_ALL = "run --login again and allow all that Oura asks for"
+MISSING = f"answered 401: Unauthorized; a permission is missing: {ALLOW_ALL}"
+AGAIN = (
+    "sign in again with --login; if that fails, "
+    "check OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
+)
 
 
-def tokens() -> tuple[str, str, str]:
-    """Return what the token file contains."""
-    content = json.loads(FILE.read_text())
-    return content["access_token"], content["refresh_token"], content["token_url"]
+def tokens():
+    """What the token file has."""
+    return json.loads(FILE.read_text())
 
 
-def write_tokens(number: int = 1, **more: object) -> bytes:
+def write_tokens(number=1, **more):
     """Write a token file and return its bytes."""
     content = {"access_token": f"access-{number}", "refresh_token": f"refresh-{number}"}
     FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text(json.dumps({**content, "token_url": TOKEN_URL, **more}))
+    FILE.write_text(json.dumps({**content, **more}))
+    FILE.chmod(0o600)
     return FILE.read_bytes()
 
 
-def forms(oura: Oura) -> list[dict[str, str]]:
-    """Return the forms that the token addresses were sent."""
-    posts = [request for request in oura.requests if request.method == "POST"]
-    return [dict(httpx.QueryParams(request.content.decode())) for request in posts]
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
 
 
-def pause(until: threading.Event) -> Callable[[httpx.Request], None]:
-    """Return a fault that delays the answer until an event."""
-
-    def wait(_: httpx.Request) -> None:
-        until.wait(10)
-
-    return wait
+def refuse_all(oura, *faults):
+    """Answer the next reads of each collection with these faults."""
+    for path in READS:
+        oura.fail(path, *faults)
 
 
-def visit(port: int, method: str, path: str) -> tuple[int, str]:
-    """Return the status and the page that a browser receives."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    connection.request(method, path)
-    response = connection.getresponse()
-    assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
-    return response.status, response.read().decode()
+def address_in(text):
+    """The address at which the user is asked to agree."""
+    return re.search(r"^  (http\S+\?\S+)$", text, re.MULTILINE)[1]
+
+
+def visit(port, *parts):
+    """The status and the page that a browser gets for a request, which it may send in parts."""
+    *first, last = parts
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        for part in first:
+            connection.sendall(part.encode())
+            time.sleep(0.02)
+        connection.sendall(f"{last} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        response = http.client.HTTPResponse(connection, method=parts[0].split()[0])
+        response.begin()
+        return response.status, response.read().decode()
+
+
+def wait_for_listener(port):
+    """Connect as soon as somebody listens, and close the connection again."""
+    for _ in range(1000):
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port)).close()
+        time.sleep(0.005)
+    raise AssertionError("nobody listens")
 
 
 @pytest.fixture
-def application(world: World, monkeypatch: MonkeyPatch) -> World:
+def application(world, monkeypatch):
     """Settings with an application at Oura and without a personal access token."""
     monkeypatch.delenv("OURA_TOKEN")
     monkeypatch.setenv("OURA_CLIENT_ID", "the-client")
@@ -92,7 +124,7 @@ def application(world: World, monkeypatch: MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def signed_in(application: World) -> World:
+def signed_in(application):
     """A sign-in whose access token Oura accepts."""
     application.oura.tokens = {"access-1"}
     write_tokens()
@@ -100,195 +132,311 @@ def signed_in(application: World) -> World:
 
 
 @pytest.fixture
-def expired(signed_in: World) -> World:
+def expired(signed_in):
     """A sign-in whose access token Oura refuses."""
     signed_in.oura.tokens = set()
     return signed_in
 
 
 @pytest.fixture
-def port(monkeypatch: MonkeyPatch) -> int:
-    """A free port on this machine, to which the browser is redirected."""
+def port(monkeypatch):
+    """A free port of this machine, to which the browser is redirected."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    monkeypatch.setenv("OURA_REDIRECT_URI", f"http://localhost:{port}/callback/")
-    return port
+        number = server.getsockname()[1]
+    monkeypatch.setenv("OURA_REDIRECT_URI", f"http://localhost:{number}/callback/")
+    return number
 
 
-@dataclass
 class Login:
-    """`--login` with a pipe as stdin and without a browser."""
+    """`--login` with a pipe as stdin."""
 
-    world: World
-    oura: Oura
-    monkeypatch: MonkeyPatch
-    stdin: int
+    def __init__(self, world, stdin):
+        self.world, self.oura, self.stdin = world, world.oura, stdin
 
     @property
-    def codes(self) -> list[str]:
-        """The codes that were sent to Oura."""
-        return [form["code"] for form in forms(self.oura)]
+    def codes(self):
+        """The codes that Oura was sent."""
+        return [form["code"] for form in self.oura.forms]
 
-    def paste(self, *lines: str, options: tuple[str, ...] = ()) -> Ended:
+    def paste(self, *lines, options=()):
         """Sign in with these lines, and then the end of input."""
-        os.write(self.stdin, "".join(f"{line}\n" for line in lines).encode())
+        os.write(self.stdin, "".join(f"{line}\n" for line in lines).encode("latin-1"))
         os.close(self.stdin)
         return self.world.run("--login", *options, day=None)
 
-    def browse(self, port: int, *requests: str) -> tuple[Ended, list[tuple[int, str]]]:
-        """Sign in with a browser that makes these requests; return the pages as well."""
-        pages: list[tuple[int, str]] = []
+    def fails(self, *lines):
+        """The one problem of a sign-in that fails with these lines."""
+        ended = self.paste(*lines)
+        assert (ended.code, len(ended.problems)) == (1, 1), ended
+        return ended.problems[0]
 
-        def make_requests() -> None:
+    def browse(self, port, *requests):
+        """Sign in with a browser that makes these requests; return the pages as well."""
+        pages, unused = [], []
+
+        def make_requests():
             try:
+                wait_for_listener(port)
                 for request in requests:
-                    pages.append(visit(port, *request.split()))
+                    if request is UNUSED:
+                        unused.append(socket.create_connection(("127.0.0.1", port)))
+                    else:
+                        pages.append(visit(port, *request))
             finally:
+                for connection in unused:
+                    connection.close()
                 os.close(self.stdin)
 
         browser = threading.Thread(target=make_requests)
-        self.monkeypatch.setattr(webbrowser, "open", lambda _: browser.start())
-        self.monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        browser.start()
         ended = self.world.run("--login", "--verbose", day=None)
-        browser.join(5)
-        assert not re.search("the-code|s3cret|access-2|refresh-2", f"{pages}{ended}")
+        browser.join()
+        secret = "the-code|s3cret|access-2|refresh-2"
+        assert not re.search(secret, f"{pages}{ended}"), "a secret is shown"
         return ended, pages
 
 
 @pytest.fixture
-def login(application: World, monkeypatch: MonkeyPatch) -> Iterator[Login]:
+def login(application, monkeypatch):
     monkeypatch.setattr(secrets, "token_urlsafe", lambda _: "the-state")
-    monkeypatch.setattr(webbrowser, "open", lambda _: None)
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
     stdin = os.dup(0)
     reading, writing = os.pipe()
     os.dup2(reading, 0)
     os.close(reading)
-    yield Login(application, application.oura, monkeypatch, writing)
+    yield Login(application, writing)
     os.dup2(stdin, 0)
     os.close(stdin)
 
 
+def send_to_this_thread(number):
+    """A fault that sends a signal to the thread that waits for the answer."""
+    return lambda _: signal.pthread_kill(threading.get_ident(), number)
+
+
+class Served:
+    """A copy of the script that is signed in, and both services on a local port."""
+
+    def __init__(self, cron, host, oura):
+        self.cron, self.oura = cron, oura
+        settings = {
+            "OURA_CLIENT_ID": "the-client",
+            "OURA_CLIENT_SECRET": "s3cret",
+            "PETALS_API_KEY": KEY,
+            "OURA_AUTHORIZE_URL": f"{host}/authorize",
+            "OURA_TOKEN_URL": f"{host}{TOKENS}",
+            "OURA_HOST": host,
+            "PETALS_HOST": host,
+        }
+        file = cron.script.with_name(".env")
+        file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        file.chmod(0o600)
+
+
+@pytest.fixture
+def served(cron):
+    oura = Oura()
+    oura.tokens = set()
+    write_tokens()
+    with local_server(oura, Petals()) as host:
+        yield Served(cron, host, oura)
+
+
 class TestLogin:
-    def test_a_sign_in_is_kept_and_used(self, login: Login) -> None:
-        login.monkeypatch.delenv("OURA_REDIRECT_URI")
-        login.monkeypatch.delenv("PETALS_API_KEY")
+    def test_sign_in_from_the_address_to_the_check(self, served, port):
+        FILE.unlink()
+        redirect = f"http://localhost:{port}/callback/"
+        run = served.cron.start("--login", OURA_REDIRECT_URI=redirect)
+        shown = "".join(run.stdout.readline() for _ in range(5))
+        address = address_in(shown)
+        assert shown == (
+            f"Your application at Oura must have exactly this redirect address:\n  {redirect}\n"
+            f"Open this address in a browser and agree:\n  {address}\n"
+            "If the browser ends on a page that does not load, paste its address here:\n"
+        )
+        back = httpx.URL(served.oura.authorize(address))
+        assert visit(port, f"GET {back.raw_path.decode()}") == (200, FINISHED)
+        assert run.wait(10) == 0  # while its stdin is still open
+        check = shlex.join([sys.executable, str(served.cron.script.resolve()), "--check"])
+        assert (run.stdout.read(), run.stderr.read()) == (
+            f"You are signed in. The sign-in renews itself; its tokens are in {FILE.absolute()}.\n"
+            f"Reading Oura works. Next, check both services: {check}\n",
+            "",
+        )
+        (form,) = served.oura.forms
+        assert re.fullmatch(r"[\w.~-]{43,128}", form["code_verifier"], re.ASCII)
+        assert form["code_verifier"] not in address
+        assert len(back.params["state"]) > 20
+        checked = served.cron.shell(check)
+        assert (checked.code, checked.err) == (0, "")
+
+    def test_oura_is_asked_for_the_permission_daily(self, login, monkeypatch):
+        monkeypatch.delenv("OURA_REDIRECT_URI")
+        monkeypatch.delenv("PETALS_API_KEY")
         ended = login.paste("the-code")
         assert (ended.code, ended.err) == (0, "")
+        url = httpx.URL(address_in(ended.out))
+        page = "https://moi.ouraring.com/oauth/v2/ext/oauth-authorize"
+        assert str(url.copy_with(query=None)) == page
+        digest = hashlib.sha256(b"the-state").digest()  # each random text is the same here
         redirect = {"redirect_uri": "http://localhost:8080/callback/"}
-        address, query = re.search(r"(https://cloud\S+)\?(\S+)", ended.out).groups()
-        assert address == "https://cloud.ouraring.com/oauth/authorize"
-        asked = {"response_type": "code", "client_id": "the-client", "scope": "daily", **redirect}
-        assert dict(httpx.QueryParams(query)) == {**asked, "state": "the-state"}
+        assert dict(url.params) == {
+            "response_type": "code",
+            "client_id": "the-client",
+            "scope": "extapi:daily daily",
+            "state": "the-state",
+            "code_challenge": base64.urlsafe_b64encode(digest).decode().rstrip("="),
+            "code_challenge_method": "S256",
+            **redirect,
+        }
         form = {"grant_type": "authorization_code", "code": "the-code", **redirect, **CLIENT}
-        assert forms(login.oura) == [form]
-        assert tokens() == NEW
-        assert [stat.S_IMODE(path.stat().st_mode) for path in (FILE, FILE.parent)] == [0o600, 0o700]
-        assert list(FILE.parent.iterdir()) == [FILE]
-        assert f"The sign-in renews itself; its tokens are in {FILE.absolute()}" in ended.out
-        command = f"{sys.executable} {oura_to_petals.SCRIPT} --check"
-        assert ended.out.endswith(f"Next, check both services: {command}\n")
-        assert login.oura.asked("/daily_readiness")
-        login.monkeypatch.setenv("PETALS_API_KEY", KEY)
-        assert login.world.run().code == 0
+        assert login.oura.forms == [{**form, "code_verifier": "the-state"}]
 
-    @pytest.mark.parametrize("status", [400, 401])
-    def test_a_refused_code_is_tried_at_the_old_address(self, login: Login, status: int) -> None:
+    def test_only_you_can_read_the_tokens(self, login):
         write_tokens()
         FILE.chmod(0o644)
-        login.oura.fail("oauth-token", httpx.Response(status))
         assert login.paste("the-code").code == 0
-        assert tokens() == ("access-2", "refresh-2", OLD_TOKEN_URL)
-        assert stat.S_IMODE(FILE.stat().st_mode) == 0o600
-
-    def test_a_set_token_url_is_the_only_one(self, login: Login) -> None:
-        login.monkeypatch.setenv("OURA_TOKEN_URL", TOKEN_URL)
-        login.oura.fail("oauth-token", httpx.Response(400))
-        assert login.paste("the-code").code == 1
-        assert [str(request.url) for request in login.oura.requests] == [TOKEN_URL]
-
-    @pytest.mark.parametrize("name", ["folder", "file/tokens"])
-    def test_a_file_that_cannot_be_written_is_reported_first(self, login: Login, name: str) -> None:
-        Path("folder").mkdir()
-        Path("file").touch()
-        login.monkeypatch.setenv("OURA_TOKEN_FILE", os.path.abspath(name))
-        ended = login.paste("the-code")
-        assert (ended.code, ended.out, len(ended.problems)) == (2, "", 1)
-        assert os.path.abspath(name) in ended.err
-
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            httpx.Response(400, json={"error": "invalid_grant"}),
-            httpx.Response(200, json={"access_token": "a"}),
-            httpx.Response(200, json={"access_token": "two words", "refresh_token": "r"}),
-            httpx.ReadTimeout("slow"),
-        ],
-    )
-    def test_a_failed_exchange_keeps_an_older_file(self, login: Login, answer: Any) -> None:
-        before = write_tokens()
-        login.oura.fail("oauth-token", answer, times=2)
-        login.oura.fail("/oauth/token", httpx.Response(401))
-        ended = login.paste("the-code")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert FILE.read_bytes() == before
-
-    @pytest.mark.parametrize("line", ["", "refused-code"])
-    def test_a_failed_sign_in_is_no_sign_in(self, login: Login, line: str) -> None:
-        assert login.paste(line).code == 1
-        ended = login.world.run()
-        assert ended.code == 2
-        assert "not signed in: run " in ended.err
-
-    def test_a_sign_in_that_cannot_read_is_reported(self, login: Login) -> None:
-        login.oura.fail("/daily_readiness", httpx.Response(403))
-        ended = login.paste("the-code")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "a permission is missing: sign in again with --login" in ended.err
+        assert mode(FILE) == 0o600
         assert tokens() == NEW
 
-    def test_oura_token_causes_a_warning(self, login: Login) -> None:
-        login.monkeypatch.setenv("OURA_TOKEN", TOKEN)
-        ended = login.paste("the-code", options=("--quiet",))
-        assert ended.code == 0
-        assert "OURA_TOKEN is set and " in ended.err
-        (read,) = login.oura.asked("/sleep")
-        assert read.headers["Authorization"] == "Bearer access-2"
+    def test_a_new_token_file_is_private(self, login):
+        assert login.paste("the-code").code == 0
+        assert (mode(FILE), mode(FILE.parent)) == (0o600, 0o700)
+        assert list(FILE.parent.iterdir()) == [FILE]
+        assert login.world.run() == Ended(0, PUSHED, "")
+
+    @pytest.mark.parametrize(
+        "scope", [None, "", "extapi:daily", "daily", "extapi:email extapi:daily", "email daily"]
+    )
+    def test_daily_is_granted_with_or_without_prefix(self, login, scope):
+        login.oura.scope = scope
+        assert login.paste("the-code").code == 0
+        assert tokens() == NEW
+
+    @pytest.mark.parametrize("scope", ["extapi:email", "email heartrate", "extapi:daily_activity"])
+    @pytest.mark.parametrize("has_older", [True, False], ids=["older file", "no file"])
+    def test_a_sign_in_without_daily_fails(self, login, scope, has_older):
+        older = write_tokens() if has_older else b""
+        login.oura.scope = scope
+        advice = f"see that your application at Oura has daily ticked, then {ALLOW_ALL}"
+        assert login.fails("the-code") == f"Oura did not grant the permission daily; {advice}"
+        assert FILE.read_bytes().rstrip() == older
+        assert login.oura.asked(READINESS) == []
+
+    def test_a_sign_in_that_cannot_read_lacks_permission(self, login):
+        refuse_all(login.oura, *[answer(401, detail="Unauthorized")] * 2)
+        problem = login.fails("the-code")
+        assert problem.startswith("Oura daily_")
+        assert problem.endswith(MISSING)
+
+    def test_a_lapsed_membership_keeps_the_new_tokens(self, login):
+        login.oura.fail(READINESS, httpx.Response(403))
+        lapsed = "the Oura membership has lapsed or a permission is missing"
+        assert login.fails("the-code") == (
+            f"Oura daily_readiness answered 403; {lapsed}: {ALLOW_ALL}"
+        )
+        assert tokens() == NEW
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            answer(400, error="invalid_grant"),
+            answer(200, access_token="a"),
+            answer(200, access_token="two words", refresh_token="r"),
+            answer(200, access_token="a", refresh_token=""),
+            httpx.ReadTimeout("slow"),
+        ],
+        ids=["refused", "no refresh token", "impossible token", "empty token", "no answer"],
+    )
+    def test_a_failed_sign_in_keeps_older_tokens(self, login, fault):
+        older = write_tokens()
+        login.oura.fail(TOKENS, fault, times=2)
+        login.fails("the-code")
+        assert FILE.read_bytes() == older
+
+    @pytest.mark.parametrize("line", ["", "refused-code"])
+    def test_a_failed_sign_in_is_no_sign_in(self, login, line):
+        login.fails(line)
+        command = shlex.join([sys.executable, str(oura_to_petals.SCRIPT), "--login"])
+        expected = f"not signed in: no tokens in {FILE.absolute()}; run {command}"
+        assert login.world.run().failed(code=2) == expected
+
+    def test_a_refused_code_names_what_to_check(self, login):
+        assert login.fails("refused-code") == f"Oura sign-in answered 400: invalid_grant; {AGAIN}"
+
+    @pytest.mark.parametrize("name", ["folder", "file/tokens"])
+    def test_a_file_that_cannot_be_written_comes_first(self, login, monkeypatch, name):
+        Path("folder").mkdir()
+        Path("file").touch()
+        monkeypatch.setenv("OURA_TOKEN_FILE", os.path.abspath(name))
+        problem = login.paste("the-code").failed(code=2)
+        assert problem.startswith(f"OURA_TOKEN_FILE {os.path.abspath(name)}: ")
 
     @pytest.mark.parametrize("name", ["OURA_CLIENT_ID", "OURA_CLIENT_SECRET"])
-    def test_the_id_and_the_secret_are_needed(self, login: Login, name: str) -> None:
-        login.monkeypatch.delenv(name)
+    def test_login_needs_client_id_and_secret(self, login, monkeypatch, name):
+        monkeypatch.delenv(name)
+        assert login.paste("the-code").failed(code=2).startswith(f"not set: {name}; put ")
+
+    @pytest.mark.parametrize(
+        "address", ["localhost:8080/callback/", "http://localhost:8080/a b/", "callback"]
+    )
+    def test_login_needs_a_complete_redirect_address(self, login, monkeypatch, address):
+        monkeypatch.setenv("OURA_REDIRECT_URI", address)
+        problem = login.paste("the-code").failed(code=2)
+        assert problem == "OURA_REDIRECT_URI is not a complete address"
+
+    def test_a_personal_token_is_named_after_sign_in(self, login, monkeypatch):
+        monkeypatch.setenv("OURA_TOKEN", TOKEN)
+        ended = login.paste("the-code", options=("--quiet",))
+        warning = "OURA_TOKEN is set and takes precedence: remove it to use the sign-in"
+        assert (ended.code, ended.problems) == (0, [warning])
+        assert "Open this address in a browser" in ended.out
+        (read,) = login.oura.asked(READINESS)
+        assert read.headers["Authorization"] == "Bearer access-2"
+
+    def test_an_application_of_the_old_portal_works(self, login, monkeypatch):
+        page = "https://cloud.ouraring.com/oauth/authorize"
+        token_url = "https://api.ouraring.com/oauth/token"
+        monkeypatch.setenv("OURA_AUTHORIZE_URL", page)
+        monkeypatch.setenv("OURA_TOKEN_URL", token_url)
         ended = login.paste("the-code")
-        assert (ended.code, ended.out) == (2, "")
-        assert f"not set: {name};" in ended.err
+        assert ended.code == 0
+        assert address_in(ended.out).startswith(f"{page}?")
+        assert str(login.oura.requests[0].url) == token_url
 
-    def test_the_time_limit_does_not_count_the_wait_for_the_user(
-        self, login: Login, clock: Clock
-    ) -> None:
-        login.monkeypatch.setattr(sys.stdout, "isatty", lambda: setattr(clock, "ahead", 1000))
+    def test_no_browser_is_opened(self, login, monkeypatch):
+        browser = Mock()
+        monkeypatch.setattr(webbrowser, "get", browser)
+        monkeypatch.setattr(webbrowser, "open", browser)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         assert login.paste("the-code").code == 0
+        browser.assert_not_called()
 
-    def test_ctrl_c_ends_the_wait_for_the_user(self, login: Login) -> None:
-        later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-        login.monkeypatch.setattr(secrets, "token_urlsafe", lambda _: later.start() or "the-state")
+    def test_the_user_may_take_any_time(self, login, monkeypatch):
+        limits, wait = [], select.select
+
+        def look(*sources):
+            limits.append(signal.getitimer(signal.ITIMER_REAL)[0])
+            return wait(*sources)
+
+        monkeypatch.setattr(select, "select", look)
+        assert login.paste("the-code").code == 0
+        assert limits == [0]
+
+    def test_ctrl_c_ends_the_wait_for_the_user(self, login, monkeypatch):
+        main = threading.main_thread().ident
+        press = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        monkeypatch.setattr(secrets, "token_urlsafe", lambda _: "the-state")
+        press.start()
         ended = login.world.run("--login", day=None)
         os.close(login.stdin)
         assert (ended.code, ended.err) == (130, "")
+        assert login.oura.requests == []
 
-    @pytest.mark.parametrize(
-        ("terminal", "ssh", "count"), [(True, "", 1), (False, "", 0), (True, "1.2.3.4", 0)]
-    )
-    def test_a_browser_is_opened_only_on_a_terminal_of_this_machine(
-        self, login: Login, terminal: bool, ssh: str, count: int
-    ) -> None:
-        opened: list[str] = []
-        login.monkeypatch.setattr(webbrowser, "open", opened.append)
-        login.monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-        if ssh:
-            login.monkeypatch.setenv("SSH_CONNECTION", ssh)
+    def test_ctrl_c_does_not_lose_a_spent_code(self, login):
+        login.oura.fail(TOKENS, send_to_this_thread(signal.SIGINT))
         ended = login.paste("the-code")
-        assert (ended.code, len(opened)) == (0, count)
-        assert all(f"  {url}\n" in ended.out for url in opened)
+        assert (ended.code, ended.err) == (130, "")
+        assert tokens() == NEW
 
 
 class TestPasting:
@@ -296,7 +444,7 @@ class TestPasting:
         "line",
         [
             ADDRESS,
-            "  my.example/callback/?state=the-state&scope=daily&code=the-code#_=_ \r",
+            "  localhost/callback/?state=the-state&scope=daily&code=the-code#_=_ \r",
             "the-code",
             f'"{ADDRESS}"',
             f"'{ADDRESS}'",
@@ -304,8 +452,9 @@ class TestPasting:
             f"\x1b[200~{ADDRESS}\x1b[201~",
             f"\n \n{ADDRESS}",
         ],
+        ids=["address", "part", "code", "quotes", "quote", "angles", "bracketed", "empty lines"],
     )
-    def test_the_address_or_the_code_signs_in(self, login: Login, line: str) -> None:
+    def test_the_address_or_the_code_signs_in(self, login, line):
         ended = login.paste(line)
         assert (ended.code, ended.err, login.codes) == (0, "", ["the-code"])
         assert "the-code" not in ended.out
@@ -321,172 +470,268 @@ class TestPasting:
             "https://elsewhere.example/",
             "code=another",
             "two words",
+            "\xff",  # no UTF-8
         ],
     )
-    def test_another_line_is_asked_for_again(self, login: Login, line: str) -> None:
+    def test_another_line_is_asked_for_again(self, login, line):
         ended = login.paste(line, ADDRESS)
         assert (ended.code, ended.err, login.codes) == (0, "", ["the-code"])
-        assert ended.out.count(f"begins with {REDIRECT} and contains code=") == 1
+        asked_again = (
+            "This is not the address of this sign-in. If in doubt, open the one above again.\n"
+            f"The right one begins with {REDIRECT} and contains code=. Paste it here:\n"
+        )
+        assert ended.out.count(asked_again) == 1
 
     @pytest.mark.parametrize(
-        ("lines", "asked_again", "said"),
-        [
-            ([], 0, ""),
-            (["", " "], 0, ""),
-            (["two words"], 1, ""),
-            (["two words"] * 4 + [ADDRESS], 3, ""),
-            ([REFUSAL, ADDRESS], 0, "Oura refused the sign-in: access_denied You said no; "),
-        ],
-        ids=["end of input", "empty lines", "a wrong line", "four wrong lines", "refusal"],
+        ("lines", "asked_again"),
+        [([], 0), (["", " "], 0), (["two words"], 1), (["two words"] * 4 + [ADDRESS], 3)],
+        ids=["end of input", "empty lines", "a wrong line", "four wrong lines"],
     )
-    def test_a_sign_in_without_a_code_fails(
-        self, login: Login, lines: list[str], asked_again: int, said: str
-    ) -> None:
+    def test_without_an_address_the_sign_in_fails(self, login, lines, asked_again):
         ended = login.paste(*lines)
-        assert (ended.code, len(ended.problems), login.oura.requests) == (1, 1, [])
-        assert said in ended.err
-        assert "run --login again" in ended.err
-        assert ended.out.count("contains code=") == asked_again
+        assert ended.problems == ["no address of this sign-in was entered; run --login again"]
+        assert (ended.code, login.oura.requests) == (1, [])
+        assert ended.out.count("contains code=. Paste it here:") == asked_again
+
+    def test_a_refusal_in_the_browser_is_told(self, login):
+        expected = "Oura refused the sign-in: access_denied You said no; run --login again"
+        assert login.fails(REFUSAL, ADDRESS) == expected
+        assert login.oura.requests == []
+
+    @pytest.mark.parametrize(
+        ("redirect", "prompt"),
+        [
+            (
+                "https://localhost/callback/",
+                "Then paste the address of the page that the browser ends on, "
+                "whether or not it loads:",
+            ),
+            (
+                "http://raspberry.local:8080/callback/",
+                "Then paste the address of the page that the browser ends on, "
+                "whether or not it loads:",
+            ),
+            (
+                "http://localhost:99999/callback/",
+                "Port 99999 cannot be used: paste the address of the page that you end on",
+            ),
+        ],
+        ids=["https", "another machine", "impossible port"],
+    )
+    def test_without_a_listener_the_address_is_pasted(self, login, monkeypatch, redirect, prompt):
+        monkeypatch.setenv("OURA_REDIRECT_URI", redirect)
+        ended = login.paste(f"{redirect}?code=the-code&state=the-state")
+        assert (ended.code, ended.err) == (0, "")
+        assert f"\n{prompt}\n" in ended.out
+        assert login.oura.forms[0]["redirect_uri"] == redirect
+
+    def test_pasting_works_if_the_port_is_taken(self, login, port):
+        with socket.create_server(("127.0.0.1", port)):
+            ended = login.paste(f"http://localhost:{port}/callback/?code=the-code&state=the-state")
+        assert (ended.code, ended.err) == (0, "")
+        line = f"Port {port} is in use: paste the address of the page that you end on"
+        assert f"\n{line}\n" in ended.out
+
+    def test_pasting_works_if_the_port_is_free(self, login, port):
+        ended = login.paste(f"http://localhost:{port}/callback/?code=the-code&state=the-state")
+        assert (ended.code, ended.err) == (0, "")
 
 
 class TestBrowser:
-    def test_only_the_redirect_of_this_sign_in_counts(self, login: Login, port: int) -> None:
-        statuses = {
-            "GET /favicon.ico": 404,
-            "GET /?code=the-code&state=the-state": 404,
-            "HEAD /callback/?code=the-code&state=the-state": 404,
-            "POST /callback/?code=the-code&state=the-state": 404,
-            "GET /callback/": 400,
-            "GET /callback/?code=the-code": 400,
-            "GET /callback/?code=the-code&state=wrong": 400,
-            "GET /callback/?error=access_denied&state=wrong": 400,
-            "GET /callback/?state=the-state": 400,
-            "GET /callback/?code=&state=the-state": 400,
-            GOOD: 200,
-        }
-        ended, pages = login.browse(port, *statuses)
-        assert dict(zip(statuses, [page[0] for page in pages], strict=False)) == statuses
+    def test_only_the_redirect_of_this_sign_in_counts(self, login, port):
+        others = [
+            "GET /favicon.ico",
+            "GET /?code=the-code&state=the-state",
+            "HEAD /callback/?code=the-code&state=the-state",
+            "POST /callback/?code=the-code&state=the-state",
+            "GET /callback/",
+            "GET /callback/?code=the-code",
+            "GET /callback/?code=the-code&state=wrong",
+            "GET /callback/?error=access_denied&state=wrong",
+            "GET /callback/?state=the-state",
+            "GET /callback/?code=&state=the-state",
+        ]
+        ended, pages = login.browse(port, *[(other,) for other in others], GOOD)
+        assert [status for status, _ in pages] == [404] * len(others) + [200]
+        assert pages[-1] == (200, FINISHED)
         assert (ended.code, login.codes) == (0, ["the-code"])
         assert "contains code=" not in ended.out
 
     @pytest.mark.parametrize(
-        ("request_line", "said"),
+        ("redirect", "problem"),
         [
-            (GOOD, "answered 400: the code *** is wrong, and so is ***; sign in again"),
-            ("GET /callback/?error=no_consent&state=the-state", "no_consent; run --login again"),
+            (GOOD, f"Oura sign-in answered 400: *** and *** are wrong; {AGAIN}"),
+            (
+                ("GET /callback/?error=no_consent&state=the-state",),
+                "Oura refused the sign-in: no_consent; run --login again",
+            ),
         ],
+        ids=["refused code", "no consent"],
     )
-    def test_the_page_says_why_the_sign_in_failed(
-        self, login: Login, port: int, request_line: str, said: str
-    ) -> None:
-        answer = {"error_description": "the code the-code is wrong, and so is s3cret"}
-        for path in ("oauth-token", "/oauth/token"):
-            login.oura.fail(path, httpx.Response(400, json=answer))
-        ended, [(_, page)] = login.browse(port, request_line)
-        assert ended.code == 1
-        assert said in page
-        assert page in ended.err
+    def test_the_terminal_says_why_it_failed(self, login, port, redirect, problem):
+        wrong = answer(400, error_description="the-code and s3cret are wrong")
+        login.oura.fail(TOKENS, wrong)
+        ended, pages = login.browse(port, redirect)
+        assert pages == [(200, FINISHED)]
+        assert (ended.code, ended.problems[-1]) == (1, problem)
 
-    def test_the_redirect_counts_after_a_wrong_line(self, login: Login, port: int) -> None:
+    def test_the_redirect_may_have_an_escape(self, login, port, monkeypatch):
+        monkeypatch.setenv("OURA_REDIRECT_URI", f"http://localhost:{port}/my%20ring/")
+        ended, pages = login.browse(port, ("GET /my%20ring/?code=the-code&state=the-state",))
+        assert (ended.code, pages) == (0, [(200, FINISHED)])
+
+    def test_the_redirect_counts_after_a_wrong_line(self, login, port):
         os.write(login.stdin, b"two words\n")
         ended, _ = login.browse(port, GOOD)
         assert (ended.code, login.codes) == (0, ["the-code"])
         assert ended.out.count("contains code=") == 1
 
-    @pytest.mark.parametrize("taken", [False, True])
-    def test_pasting_works_if_the_port_is_free_or_taken(
-        self, login: Login, port: int, taken: bool
-    ) -> None:
-        with socket.create_server(("127.0.0.1", port if taken else 0)):
-            ended = login.paste(f"http://localhost:{port}/callback/?code=the-code&state=the-state")
-        assert (ended.code, ended.err) == (0, "")
+    def test_only_this_machine_can_connect(self, login, port):
+        try:  # a server at another address is not in the way
+            other = socket.create_server(("127.0.0.2", port))
+        except OSError:
+            pytest.skip("this machine has one address")
+        with other:
+            ended, pages = login.browse(port, GOOD)
+        assert (ended.code, pages) == (0, [(200, FINISHED)])
 
-    def test_an_impossible_port_is_ignored(self, login: Login) -> None:
-        login.monkeypatch.setenv("OURA_REDIRECT_URI", "http://localhost:99999/callback/")
-        ended = login.paste("the-code")
-        assert (ended.code, ended.err) == (0, "")
+    def test_a_request_may_come_in_parts(self, login, port):
+        ended, pages = login.browse(port, ("GET /callback/?state=the-state&code=the-", "code"))
+        assert (ended.code, pages) == (0, [(200, FINISHED)])
+
+    def test_a_connection_without_a_request_times_out(self, login, port, monkeypatch):
+        limit = socket.socket.settimeout
+
+        def limit_sooner(self, seconds):
+            is_answer = seconds and self.family == socket.AF_INET and self.getsockname()[1] == port
+            limit(self, seconds / 20 if is_answer else seconds)
+
+        monkeypatch.setattr(socket.socket, "settimeout", limit_sooner)
+        ended, pages = login.browse(port, UNUSED, UNUSED, GOOD)
+        assert (ended.code, pages) == (0, [(200, FINISHED)])
 
 
 class TestRenewal:
-    @pytest.mark.parametrize("more", [{}, {"expires_at": 1}], ids=["new file", "old file"])
-    def test_a_token_is_used_until_oura_refuses_it(self, signed_in: World, more: dict) -> None:
+    @pytest.mark.parametrize(
+        "more",
+        [{}, {"token_url": "https://api.ouraring.com/oauth/token", "expires_at": 1}],
+        ids=["new file", "file of an older version"],
+    )
+    def test_a_token_is_used_until_oura_refuses_it(self, signed_in, more):
         before = write_tokens(**more)
-        assert signed_in.run().code == 0
-        assert forms(signed_in.oura) == []
+        assert signed_in.run() == Ended(0, PUSHED, "")
+        assert signed_in.oura.forms == []
         assert FILE.read_bytes() == before
 
-    @pytest.mark.parametrize("more", [{}, {"expires_at": 9e9}], ids=["new file", "old file"])
-    def test_a_refused_token_is_renewed_and_everything_read_again(
-        self, expired: World, more: dict
-    ) -> None:
-        write_tokens(**more)
-        FILE.chmod(0o600)
-        ended = expired.run()
-        assert (ended.code, ended.err) == (0, "")
+    def test_a_refused_token_is_renewed(self, expired):
+        assert expired.run() == Ended(0, PUSHED, "")
         for path in READS:
             sent = [request.headers["Authorization"] for request in expired.oura.asked(path)]
             assert sent == ["Bearer access-1", "Bearer access-2"]
         assert tokens() == NEW
-        assert stat.S_IMODE(FILE.stat().st_mode) == 0o600
         assert expired.run().code == 0
-        assert forms(expired.oura) == [RENEWAL]
+        assert expired.oura.forms == [RENEWAL]
 
-    def test_a_run_renews_the_token_once(self, expired: World) -> None:
-        refused = httpx.Response(401)
-        expired.oura.fail("/daily_readiness", refused, lambda _: None, refused)
+    def test_the_token_file_is_overwritten_in_place(self, expired):
+        inode = FILE.stat().st_ino  # a mounted file cannot be replaced
+        assert expired.run().code == 0
+        assert (FILE.stat().st_ino, mode(FILE)) == (inode, 0o600)
+        assert list(FILE.parent.iterdir()) == [FILE]
+        assert tokens() == NEW
+
+    def test_shorter_tokens_replace_longer_ones(self, expired):
+        write_tokens(scope="daily " * 1000)
+        assert expired.run().code == 0
+        assert tokens() == NEW
+
+    def test_each_refused_read_of_years_is_renewed(self, expired):
+        expired.oura.fail(READINESS, well, well, answer(401))  # the third is of the second year
         ended = expired.run("--days", "400")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "has expired: sign in again with --login; 1 of 400 days are in" in ended.err
-        assert forms(expired.oura) == [RENEWAL]
+        assert (ended.code, ended.err) == (0, "")
+        spent = [form["refresh_token"] for form in expired.oura.forms]
+        assert spent == ["refresh-1", "refresh-2"]
 
-    def test_a_newer_token_of_another_run_is_used(self, expired: World) -> None:
+    @pytest.mark.parametrize("days", [1, 7])
+    def test_a_refusal_after_renewal_is_missing_permission(self, expired, days):
+        refuse_all(expired.oura, *[answer(401, detail="Unauthorized")] * 2)
+        ended = expired.run("--days", str(days))
+        (problem,) = ended.problems
+        assert ended.code == 1
+        assert re.search(r"\bOura daily_(readiness|sleep) answered 401", problem)
+        assert MISSING in problem
+        assert ("; 0 of 7 days are in, go on with: " in problem) == (days == 7)
+        assert "expired" not in ended.err
+        assert expired.oura.forms == [RENEWAL]
+
+    def test_a_refused_personal_token_leads_to_login(self, world):
+        world.oura.tokens = set()
+        problem = world.run().failed()
+        assert problem.startswith("2026-06-10: Oura daily_")
+        assert problem.endswith(
+            " answered 401: Unauthorized; Oura no longer issues personal tokens: "
+            "remove OURA_TOKEN and sign in with --login"
+        )
+        assert world.oura.forms == []
+
+    def test_a_newer_token_of_another_run_is_used(self, expired):
         expired.oura.tokens = {"access-2"}
         written = threading.Event()
-        expired.oura.fail(READS[0], lambda _: written.set() if write_tokens(2) else None)
-        for path in READS[1:]:
-            expired.oura.fail(path, pause(written))
-        assert expired.run().code == 0
-        assert forms(expired.oura) == []
 
-    def test_an_answer_without_a_refresh_token_keeps_the_old_one(self, expired: World) -> None:
-        expired.oura.tokens = {"fresh"}
-        expired.oura.fail("oauth-token", httpx.Response(200, json={"access_token": "fresh"}))
+        def write_newer(_):
+            write_tokens(2)
+            written.set()
+
+        expired.oura.fail(READS[0], write_newer)
+        for path in READS[1:]:
+            expired.oura.fail(path, lambda _: written.wait(10) and None)
         assert expired.run().code == 0
-        assert tokens() == ("fresh", "refresh-1", TOKEN_URL)
+        assert expired.oura.forms == []
+
+    def test_without_a_new_refresh_token_the_old_stays(self, expired):
+        expired.oura.tokens = {"fresh"}
+        expired.oura.fail(TOKENS, answer(200, access_token="fresh"))
+        assert expired.run().code == 0
+        assert tokens() == {"access_token": "fresh", "refresh_token": "refresh-1"}
+
+    def test_a_renewal_may_name_any_scope(self, expired):
+        expired.oura.scope = "extapi:email"  # the refresh token is spent: keep the next one
+        assert expired.run().code == 0
+        assert tokens() == NEW
 
     @pytest.mark.parametrize("status", [400, 401])
-    @pytest.mark.parametrize("days", ["1", "7"])
-    def test_a_refused_renewal_ends_the_run_and_says_to_sign_in_again(
-        self, expired: World, status: int, days: str
-    ) -> None:
+    @pytest.mark.parametrize("days", [1, 7])
+    def test_a_refused_renewal_ends_the_run(self, expired, status, days):
         before = FILE.read_bytes()
-        expired.oura.fail("oauth-token", httpx.Response(status, json={"error": "invalid_grant"}))
-        ended = expired.run("--days", days)
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "sign in again with --login" in ended.err
-        assert "OURA_TOKEN " not in ended.err
-        assert ("; 0 of 7 days are in" in ended.err) == (days == "7")
-        assert forms(expired.oura) == [RENEWAL]
+        expired.oura.fail(TOKENS, answer(status, error="invalid_grant"))
+        ended = expired.run("--days", str(days))
+        (problem,) = ended.problems
+        assert ended.code == 1
+        assert f"Oura sign-in answered {status}: invalid_grant; {AGAIN}" in problem
+        assert ("; 0 of 7 days are in" in problem) == (days == 7)
+        assert expired.oura.forms == [RENEWAL]
+        assert expired.petals.pushed == []
         assert FILE.read_bytes() == before
 
-    @pytest.mark.parametrize("fault", [httpx.ReadTimeout("slow"), httpx.Response(500)])
-    def test_a_lost_answer_is_worth_one_more_try(self, expired: World, fault: Any) -> None:
-        expired.oura.fail("oauth-token", fault)
+    @pytest.mark.parametrize(
+        "fault", [httpx.ReadTimeout("slow"), httpx.Response(500)], ids=["no answer", "500"]
+    )
+    def test_a_lost_answer_is_worth_one_more_try(self, expired, fault):
+        expired.oura.fail(TOKENS, fault)
         assert expired.run().code == 0
-        assert forms(expired.oura) == [RENEWAL, RENEWAL]
+        assert expired.oura.forms == [RENEWAL, RENEWAL]
 
     @pytest.mark.parametrize(
-        ("fault", "tries"), [(httpx.ReadTimeout("slow"), 2), (httpx.ConnectError("no route"), 4)]
+        ("fault", "said"),
+        [
+            (httpx.ReadTimeout("slow"), "Oura sign-in: the request failed: slow (2 tries)"),
+            (httpx.ConnectError("no route"), "could not reach Oura sign-in: no route (2 tries)"),
+        ],
+        ids=["no answer", "no connection"],
     )
-    def test_a_network_fault_is_no_reason_to_sign_in_again(
-        self, expired: World, fault: httpx.TransportError, tries: int
-    ) -> None:
+    def test_a_network_fault_keeps_the_sign_in(self, expired, fault, said):
         before = FILE.read_bytes()
-        expired.oura.fail("oauth-token", fault, times=9)
-        ended = expired.run()
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert f"{fault} ({tries} tries); check the network and OURA_TOKEN_URL" in ended.err
-        assert "--login" not in ended.err
+        expired.oura.fail(TOKENS, fault, times=9)
+        assert expired.run().failed() == f"2026-06-10: {said}; check the network and OURA_TOKEN_URL"
         assert FILE.read_bytes() == before
 
     @pytest.mark.parametrize(
@@ -494,180 +739,130 @@ class TestRenewal:
         [
             "{",
             "[]",
-            pytest.param("[" * 100_000, id="deep"),
+            "[" * 100_000,
             '{"access_token": "a"}',
             '{"access_token": "two words", "refresh_token": "b"}',
         ],
+        ids=["cut off", "list", "deep", "no refresh token", "two words"],
     )
-    def test_a_broken_file_says_to_sign_in_again(self, signed_in: World, content: str) -> None:
+    def test_a_broken_token_file_says_to_sign_in(self, signed_in, content):
         FILE.write_text(content)
-        ended = signed_in.run()
-        assert (ended.code, ended.out, len(ended.problems)) == (1, "", 1)
-        assert str(FILE.absolute()) in ended.err
-        assert "sign in again with --login" in ended.err
+        assert signed_in.run().failed() == (
+            f"2026-06-10: the tokens in {FILE.absolute()} cannot be used; "
+            "sign in again with --login"
+        )
         assert FILE.read_text() == content
         assert signed_in.oura.requests == []
 
-    def test_an_unreadable_file_is_named_with_the_reason(self, signed_in: World) -> None:
+    def test_an_unreadable_token_file_has_a_reason(self, signed_in):
         FILE.unlink()
         FILE.mkdir()
-        ended = signed_in.run()
-        assert (bool(ended.code), ended.out, len(ended.problems)) == (True, "", 1)
-        assert re.search(f"{FILE.absolute()}.*: Is a directory", ended.err)
+        expected = f"2026-06-10: OURA_TOKEN_FILE {FILE.absolute()}: Is a directory"
+        assert signed_in.run().failed() == expected
 
-    def test_a_full_disk_costs_no_token(self, expired: World, monkeypatch: MonkeyPatch) -> None:
+    def test_a_full_disk_costs_no_token(self, expired, monkeypatch):
         before = FILE.read_bytes()
         full = Mock(side_effect=OSError(28, "No space left on device"))
-        monkeypatch.setattr(os, "fsync", full)
-        ended = expired.run()
-        assert (bool(ended.code), ended.out, len(ended.problems)) == (True, "", 1)
-        assert re.search(f"{FILE.absolute()}.*: No space left on device", ended.err)
-        assert forms(expired.oura) == []
+        monkeypatch.setattr(os, "pwrite", full)
+        expected = f"2026-06-10: OURA_TOKEN_FILE {FILE.absolute()}: No space left on device"
+        assert expired.run().failed() == expected
+        assert expired.oura.forms == []
         assert FILE.read_bytes() == before
 
-    def test_a_mounted_file_is_overwritten(self, expired: World, monkeypatch: MonkeyPatch) -> None:
-        for name in ("replace", "rename"):
-            monkeypatch.setattr(os, name, Mock(side_effect=OSError(16, "Device busy")))
-        assert expired.run().code == 0
-        assert tokens() == NEW
-        assert list(FILE.parent.iterdir()) == [FILE]
-
-    def test_file_locks_are_not_needed(self, expired: World, monkeypatch: MonkeyPatch) -> None:
-        monkeypatch.setattr(oura_to_petals, "fcntl", None)
-        assert expired.run().code == 0
-        assert tokens() == NEW
-
-    @pytest.mark.parametrize("setting", ["", TOKEN_URL])
-    def test_the_kept_token_url_is_used_if_none_is_set(
-        self, expired: World, monkeypatch: MonkeyPatch, setting: str
-    ) -> None:
-        monkeypatch.setenv("OURA_TOKEN_URL", setting)
-        write_tokens(token_url=OLD_TOKEN_URL)
-        assert expired.run().code == 0
-        (asked,) = [request for request in expired.oura.requests if request.method == "POST"]
-        assert str(asked.url) == (setting or OLD_TOKEN_URL)
-
-    def test_a_personal_token_wins(self, expired: World, monkeypatch: MonkeyPatch) -> None:
+    def test_a_personal_token_wins(self, expired, monkeypatch):
         monkeypatch.setenv("OURA_TOKEN", TOKEN)
         monkeypatch.delenv("OURA_CLIENT_ID")
         expired.oura.tokens = {TOKEN}
         assert expired.run().code == 0
 
-    def test_another_file_can_be_named(self, expired: World, monkeypatch: MonkeyPatch) -> None:
+    def test_another_token_file_can_be_named(self, expired, monkeypatch):
         FILE.rename("tokens.json")
         monkeypatch.setenv("OURA_TOKEN_FILE", "~/tokens.json")
         assert expired.run().code == 0
         assert "refresh-2" in Path("tokens.json").read_text()
+        assert not FILE.exists()
 
-    def test_tokens_in_an_answer_are_masked(self, expired: World) -> None:
-        echo = httpx.Response(400, json={"message": "access-1 refresh-1 refresh-2 access-2 s3cret"})
-        expired.oura.fail("/daily_readiness", httpx.Response(401), echo)
-        assert ": *** *** *** *** ***; " in expired.run().err
+    def test_tokens_in_an_answer_are_masked(self, expired):
+        echo = answer(400, message="access-1 refresh-1 refresh-2 access-2 s3cret")
+        expired.oura.fail(READINESS, answer(401), echo)
+        assert ": *** *** *** *** ***; " in expired.run().failed()
+
+    def test_the_check_renews_the_sign_in(self, expired):
+        ended = expired.run("--check", day=None)
+        assert (ended.code, ended.err) == (0, "")
+        assert expired.oura.forms == [RENEWAL]
 
 
 class TestInterruptions:
-    def test_the_time_limit_does_not_cut_a_renewal(self, expired: World, clock: Clock) -> None:
-        expired.oura.fail("oauth-token", clock.to_the_end)
-        ended = expired.run()
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "no answer from " in ended.err
-        assert tokens() == NEW
+    def test_the_time_limit_counts_during_a_renewal(self, expired):
+        before = FILE.read_bytes()
+        expired.oura.fail(TOKENS, time_runs_out)
+        expected = "2026-06-10: no answer from the services within 115 seconds"
+        assert expired.run().failed() == expected
+        assert FILE.read_bytes() == before
 
-    def test_a_renewal_is_not_started_late(self, expired: World, monkeypatch: MonkeyPatch) -> None:
-        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 29.0)
-        ended = expired.run()
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "too little time is left to renew the sign-in; run again" in ended.err
-        assert expired.oura.asked("oauth-token") == []
+    def test_a_renewal_is_not_started_late(self, expired, monkeypatch):
+        monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 59.0)
+        expected = "2026-06-10: too little time is left to renew the sign-in; run again"
+        assert expired.run().failed() == expected
+        assert expired.oura.forms == []
 
-    def test_waiting_for_a_lock_is_limited(self, expired: World, monkeypatch: MonkeyPatch) -> None:
+    def test_waiting_for_another_run_is_limited(self, signed_in, monkeypatch):
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.1)
         with FILE.open() as file:
-            oura_to_petals.fcntl.flock(file, oura_to_petals.fcntl.LOCK_EX)
-            ended = expired.run()
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "no answer from " in ended.err
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert signed_in.run().failed().startswith("2026-06-10: no answer from ")
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_a_signal_does_not_cut_a_renewal(self, expired: World, number: int) -> None:
-        def interrupt(_: httpx.Request) -> None:
-            os.kill(os.getpid(), number)
-            time.sleep(0.05)
-
-        expired.oura.fail("oauth-token", interrupt)
-        ended = expired.run()
-        assert (ended.code, len(ended.problems)) == (130, 1)
-        assert "interrupted" in ended.err
+    def test_a_signal_does_not_cut_a_renewal(self, expired, number):
+        expired.oura.fail(TOKENS, send_to_this_thread(number))
+        assert expired.run().failed(code=130) == "2026-06-10: interrupted"
         assert tokens() == NEW
+        assert len(expired.oura.asked(READINESS)) == 1
 
-    def test_the_file_is_whole_at_every_moment_of_a_renewal(self, expired: World) -> None:
-        seen: set[bytes] = set()
-        file = FILE.absolute()
+    def test_the_token_file_is_whole_at_every_moment(self, expired):
+        seen, file = set(), FILE.absolute()
 
-        def look(frame: FrameType, event: str, _: object) -> None:
+        def look(frame, event, _):
             """Read the file after each call by the script of a function that is written in C."""
-            if event == "c_return" and frame.f_code.co_filename == str(SCRIPT):
+            if event == "c_return" and frame.f_code.co_filename == oura_to_petals.__file__:
                 seen.add(file.read_bytes())
 
-        threading.setprofile(look)
+        sys.setprofile(look)
         try:
             assert expired.run().code == 0
         finally:
-            threading.setprofile(None)
+            sys.setprofile(None)
         kept = {json.loads(content)["refresh_token"] for content in seen}
         assert kept == {"refresh-1", "refresh-2"}
 
-
-class TestProcesses:
-    @pytest.fixture
-    def oura(self) -> Iterator[Oura]:
-        oura = Oura()
-        oura.tokens = set()
-        with local_server(oura, Petals()) as oura.host:
-            write_tokens(token_url=f"{oura.host}/oauth-token")
-            yield oura
-
-    def start(self, oura: Oura, *argv: str, **env: str) -> subprocess.Popen[str]:
-        env |= {"OURA_CLIENT_ID": "the-client", "OURA_CLIENT_SECRET": "s3cret"}
-        env |= {"OURA_HOST": oura.host, "PETALS_HOST": oura.host, "PETALS_API_KEY": KEY}
-        env |= {"HOME": str(Path.cwd())}
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen([sys.executable, SCRIPT, *argv], env=env, text=True, **pipes)
-
-    def test_runs_at_once_spend_the_refresh_token_once(self, oura: Oura) -> None:
-        both_read = threading.Event()
-        for path in READS:
-            oura.fail(path, pause(both_read), lambda _: both_read.set())
-        for run in [self.start(oura), self.start(oura)]:
-            assert (run.communicate(timeout=10)[1], run.returncode) == ("", 0)
-        assert forms(oura) == [RENEWAL]
-
     @pytest.mark.parametrize(
-        ("number", "ended"),
-        [(signal.SIGINT, (130, "refresh-2")), (signal.SIGKILL, (-9, "refresh-1"))],
+        ("number", "code", "refresh_token"),
+        [(signal.SIGINT, 130, "refresh-2"), (signal.SIGKILL, -9, "refresh-1")],
+        ids=["interrupted", "killed"],
     )
-    def test_a_renewal_is_finished_unless_the_run_is_killed(
-        self, oura: Oura, number: int, ended: tuple[int, str]
-    ) -> None:
-        asked, answer = threading.Event(), threading.Event()
-        oura.fail("oauth-token", lambda request: asked.set() or pause(answer)(request))
-        run = self.start(oura)
+    def test_an_ended_renewal_leaves_a_whole_file(self, served, number, code, refresh_token):
+        asked, may_answer = threading.Event(), threading.Event()
+
+        def answer_later(_):
+            asked.set()
+            may_answer.wait(10)
+
+        served.oura.fail(TOKENS, answer_later)
+        run = served.cron.start("--date", "2026-06-10")
         assert asked.wait(10)
         for _ in range(2):
             run.send_signal(number)
             time.sleep(0.05)
-        answer.set()
-        assert "Traceback" not in run.communicate(timeout=10)[1]
-        assert (run.returncode, tokens()[1]) == ended
+        may_answer.set()
+        assert ended(run).code == code
+        assert tokens()["refresh_token"] == refresh_token
 
-    def test_the_redirect_ends_a_sign_in_while_stdin_is_open(self, oura: Oura, port: int) -> None:
-        urls = {"OURA_REDIRECT_URI": f"http://127.0.0.1:{port}/callback/"}
-        run = self.start(oura, "--login", OURA_TOKEN_URL=f"{oura.host}/oauth-token", **urls)
-        printed = (re.search(r"&state=([\w-]+)", line) for line in run.stdout)
-        state = next(filter(None, printed))[1]
-        assert len(state) > 20
-        page = visit(port, "GET", f"/callback/?code=the-code&state={state}")
-        assert page == (200, "You are signed in. You can close this tab.")
-        assert run.wait(10) == 0
-        assert "the-code" not in run.stdout.read() + run.stderr.read()
-        assert tokens()[1] == "refresh-2"
+    def test_two_runs_spend_a_refresh_token_once(self, served):
+        both_read = threading.Event()
+        for path in READS:
+            served.oura.fail(path, lambda _: both_read.wait(10) and None)
+            served.oura.fail(path, lambda _: both_read.set())
+        runs = [served.cron.start("--date", "2026-06-10") for _ in range(2)]
+        assert [ended(run) for run in runs] == [Ended(0, PUSHED, "")] * 2
+        assert served.oura.forms == [RENEWAL]
