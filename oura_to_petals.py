@@ -7,10 +7,10 @@
 
 A run goes from `main` to `push` and `send_days`: year by year, it reads the days from Oura
 (`Oura.read`), maps each one to a `Night` (`map_day`) and stores it in Petals (`Petals.store`).
-The Oura token is sent to OURA_HOST only, the Petals key to PETALS_HOST only, and the client id and
-secret to OURA_TOKEN_URL only. The one file that is written has the tokens of `--login`.
-"The guide" is the one that Petals published for such a script. Both services differ from it today,
-but servers that follow it work, too.
+The Oura token is sent to OURA_HOST only, the Petals key to PETALS_HOST only, the client secret and
+the refresh token to OURA_TOKEN_URL only. The one file that is written has the tokens of `--login`.
+"The guide" is what Petals published for such a script. Both services differ from it today, but
+servers that are as it describes them work, too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import signal
 import socket
 import stat
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -96,9 +97,15 @@ DEFAULTS = {
     "PETALS_HOST": "https://petals.chat",
 }
 KEYS = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
-SIGN_IN = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN_URL", "OURA_TOKEN_FILE", "OURA_HOST")
+SIGN_IN_SETTINGS = (
+    "OURA_CLIENT_ID",
+    "OURA_CLIENT_SECRET",
+    "OURA_TOKEN_URL",
+    "OURA_TOKEN_FILE",
+    "OURA_HOST",
+)
 SCRIPT = Path(__file__).resolve()
-COMMAND = "oura-to-petals"  # the name under which pip, pipx and uv install this script
+INSTALLED_NAME = "oura-to-petals"  # the name under which pip, pipx and uv install this script
 
 KEY_FORM = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
 LOCAL_FORM = r"http://(localhost|127\.0\.0\.1|\[::1\])"
@@ -106,7 +113,7 @@ URL_FORM = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL_FORM})(:\d{{1,5}})?(/[^\s
 REDIRECT_FORM = r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?"
 
 
-def wrong_form(name: str, value: str) -> str:
+def form_problem(name: str, value: str) -> str:
     """Return what is wrong with the form of a setting, without the value, or ""."""
     if name == "OURA_TOKEN" and value.startswith("petals-"):
         return "begins with petals-: are the two keys swapped?"
@@ -127,13 +134,13 @@ class Settings(dict[str, str]):
     """The settings by name."""
 
     named_file: Path | None = None  # with --env-file
-    env_files: Sequence[Path] = ()  # the file that was read, or the places where none was found
+    env_places: Sequence[Path] = ()  # where `.env` was found, else where it was looked for
     __repr__ = object.__repr__  # without the values
 
     def command(self, *options: str) -> str:
         """Return a shell command for this program that works in any folder."""
         program = [sys.executable, str(SCRIPT)]
-        if Path(sys.argv[0]).name == COMMAND:
+        if Path(sys.argv[0]).name == INSTALLED_NAME:
             program = [os.path.abspath(sys.argv[0])]
         env_file = ["--env-file", str(self.named_file)] if self.named_file else []
         return shlex.join([*program, *options, *env_file])
@@ -142,12 +149,12 @@ class Settings(dict[str, str]):
         """Raise `SettingsError` with all of these settings that are missing or wrong."""
         problems = []
         if missing := [name for name in names if not self[name]]:
-            places = " or ".join(map(str, self.env_files))
+            places = " or ".join(map(str, self.env_places))
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
             if "OURA_CLIENT_ID" in missing or "OURA_CLIENT_SECRET" in missing:
                 problems.append("OURA_TOKEN can take the place of the client id and secret")
         for name in names:
-            if self[name] and (problem := wrong_form(name, self[name])):
+            if self[name] and (problem := form_problem(name, self[name])):
                 problems.append(f"{name} {problem}")
         if problems:
             raise SettingsError("; ".join(problems))
@@ -157,7 +164,7 @@ class Settings(dict[str, str]):
         if self["OURA_TOKEN"]:
             self.require("OURA_TOKEN", "OURA_HOST", *more_names)
             return
-        self.require(*SIGN_IN, *more_names)
+        self.require(*SIGN_IN_SETTINGS, *more_names)
         file = Path(self["OURA_TOKEN_FILE"])
         with suppress(OSError):  # one that cannot be read is reported when it is used
             if not file.exists() or not file.read_bytes().strip():
@@ -183,13 +190,16 @@ def read_env_file(path: Path) -> dict[str, str | None]:
 def load_settings(named_file: Path | None) -> Settings:
     """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
     settings = Settings()
-    places = [SCRIPT.with_name(".env"), Path(os.path.expanduser("~/.config"), COMMAND, ".env")]
-    # It may be a pipe. Unlike `Path`, `os.path` passes over a folder that nobody may look into.
+    places = [
+        SCRIPT.with_name(".env"),
+        Path(os.path.expanduser("~/.config"), INSTALLED_NAME, ".env"),
+    ]
+    # A `.env` may be a pipe. `os.path` passes over a folder that this account may not look into.
     found = [path for path in places if os.path.exists(path) and not os.path.isdir(path)]
     if named_file:
         settings.named_file = named_file.absolute()
         found = [settings.named_file]
-    settings.env_files = found[:1] or places
+    settings.env_places = found[:1] or places
     in_file = read_env_file(found[0]) if found else {}
     for name, default in DEFAULTS.items():
         in_environment = os.environ.get(name, "").strip()
@@ -202,10 +212,10 @@ def load_settings(named_file: Path | None) -> Settings:
 # A request is tried again after a fault that may pass. Redirects are not followed.
 
 MAX_DELAY = 60.0  # seconds between two attempts
-TIME_OUT = 25.0  # seconds; four attempts end within RUN_SECONDS
+TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_SECONDS
 MAX_BYTES = 8 * 2**20
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-# Threads for requests at the same time. Signals go to the main thread, which can hold them back.
+# For the three reads and the list. Signals go to the main thread, which can hold them back.
 BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
 THREADS = ThreadPoolExecutor(4, initializer=signal.pthread_sigmask, initargs=BLOCKED)
 SECRETS: set[str] = set()  # the keys and tokens of this run
@@ -265,14 +275,14 @@ def open_client() -> httpx.Client:
     raise SettingsError(problem)
 
 
-def retry_delay(error: RunError, attempt: int, left: float) -> float | None:
-    """Return the seconds before the next attempt, or None; `left` is the time to the limit."""
+def retry_delay(error: RunError, attempt: int, seconds_left: float) -> float | None:
+    """Return the seconds before the next attempt, or None if there is none."""
     if error.status not in (0, 408, 429, 500, 502, 503, 504):
         return None
     delay = error.retry_after
     if delay is None:
         delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
-    return delay if delay <= min(MAX_DELAY, left - TIME_OUT) else None
+    return delay if delay <= min(MAX_DELAY, seconds_left - TIME_OUT) else None
 
 
 class Service:
@@ -297,8 +307,8 @@ class Service:
             try:
                 return self.request_once(method, path, content)
             except RunError as error:
-                left = signal.getitimer(signal.ITIMER_REAL)[0]  # seconds to the time limit
-                delay = retry_delay(error, attempt, left) if attempt < attempts else None
+                seconds_left = signal.getitimer(signal.ITIMER_REAL)[0]  # to the time limit
+                delay = retry_delay(error, attempt, seconds_left) if attempt < attempts else None
                 if delay is None:
                     error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                     raise
@@ -315,7 +325,7 @@ class Service:
                     body += chunk
                     if len(body) > MAX_BYTES:
                         break
-        # The last two come from a host or a port that cannot be.
+        # The last two come from an impossible host or port.
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:
             unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
@@ -329,7 +339,7 @@ class Service:
         raise self.refusal(name, response, answer, body.decode(errors="replace"))
 
     def refusal(self, name: str, response: httpx.Response, answer: Any, body: str) -> RunError:
-        """Return the error for a response that is no success."""
+        """Return the error for a response that is not a success with a JSON object."""
         status, headers = response.status_code, response.headers
         said: object = body
         if isinstance(answer, dict):
@@ -359,7 +369,7 @@ class Service:
 Documents = Mapping[str, Sequence[Json]]  # what Oura has for one day, by collection
 
 
-# Which of a collection's documents of a day has the value.
+# Where in a collection the value of a day is.
 ONLY = "the only document"
 LONGEST = "the session with the longest sleep"
 SUM = "all sessions: the sum of their seconds, in minutes"
@@ -411,7 +421,10 @@ class Metric(NamedTuple):
         """
         value: Any = document
         for key in self.field.split("."):
-            value = value.get(key) if isinstance(value, dict) else value
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif value is not None:
+                value = "no object"  # it is refused below
         if value is None or (value == 0 and self.field in ZERO_IS_NO_VALUE):
             return None
         low, high = self.low * factor, self.high * factor
@@ -485,7 +498,7 @@ def sessions_of_night(day: date, documents: Documents) -> list[Json]:
     sessions = documents["sleep"]
     has_night = documents["daily_sleep"] or any(s.get("type") == "long_sleep" for s in sessions)
     if day >= date.today() and not has_night:
-        return []  # it may be a nap of yesterday evening, before the ring has synced
+        return []  # before the ring has synced, there may be a nap of yesterday evening only
     # Oura detected a `rest` falsely, and the user deleted a `deleted`.
     return [session for session in sessions if session.get("type") not in ("rest", "deleted")]
 
@@ -550,7 +563,6 @@ class Oura(Service):
 
     name, url_setting, path = "Oura", "OURA_HOST", "/v2/usercollection/"
     advice = {  # noqa: RUF012 - nothing changes it
-        # with OURA_TOKEN; for a sign-in, `read` says more
         401: "Oura no longer issues personal tokens: remove OURA_TOKEN and sign in with --login",
         403: f"the Oura membership has lapsed or a permission is missing: {ALLOW_ALL}",
         426: "the Oura app on the phone is too old: update it",
@@ -559,13 +571,14 @@ class Oura(Service):
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         super().__init__(client, settings)
         self.sign_in = SignIn(client, settings)
-        self.key_settings = "OURA_TOKEN" if settings["OURA_TOKEN"] else SignIn.key_settings
+        self.key_settings = "OURA_TOKEN"
+        if not settings["OURA_TOKEN"]:
+            self.key_settings = SignIn.key_settings
+            # `read` renews an expired token, so it is a new one that was refused.
+            self.advice = {**self.advice, 401: f"a permission is missing: {ALLOW_ALL}"}
 
     def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> Mapping[date, Documents]:
-        """Return what Oura has for each of these days, newest first. Raises `RunError`.
-
-        If the access token of a sign-in is refused, it is renewed and everything is read again.
-        """
+        """Return what Oura has for each day, if need be with a new token. Raises `RunError`."""
         if self.settings["OURA_TOKEN"]:
             return self.read_collections(self.settings["OURA_TOKEN"], days, metrics)
         token = self.sign_in.access_token()
@@ -574,13 +587,8 @@ class Oura(Service):
         except RunError as error:
             if error.status != 401:
                 raise
-        token = self.sign_in.access_token(refused=token)
-        try:
-            return self.read_collections(token, days, metrics)
-        except RunError as error:
-            if error.status == 401:  # not because the token has expired: it is new
-                error.advice = f"a permission is missing: {ALLOW_ALL}"
-            raise
+        new_token = self.sign_in.access_token(refused=token)
+        return self.read_collections(new_token, days, metrics)
 
     def read_collections(
         self, token: str, days: Sequence[date], metrics: Sequence[Metric]
@@ -596,7 +604,7 @@ class Oura(Service):
         try:
             found["sleep"] = reads["sleep"].result()
         except RunError as error:
-            if error.fatal or not daily_sleep_suffices(found, metrics):
+            if not daily_sleep_suffices(found, metrics):
                 raise
             logging.info(f"{error}; not needed, since daily_sleep has the total")
             found["sleep"] = []
@@ -605,8 +613,8 @@ class Oura(Service):
             needed.discard("sleep")
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
-            # Users saw this for a morning. To send these days would delete values from Petals. (For
-            # one day, it cannot be told from a day without such data.)
+            # Users saw this for a morning. To send these days again would delete values in Petals.
+            # (One day alone may really have none.)
             reason = f"Oura {' and '.join(empty)}: no document, unlike other collections"
             raise RunError(reason, "nothing is sent; the next run tries again")
         by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
@@ -620,7 +628,7 @@ class Oura(Service):
         newest, oldest = days[0], days[-1]
         # Users measured that the first or the last day is left out. So ask for one more of each.
         params = {"start_date": str(oldest - ONE_DAY), "end_date": str(newest + ONE_DAY)}
-        if collection == "sleep":  # without its series of 5 minutes, which are most of a document
+        if collection == "sleep":  # without its 5-minute series, which are most of a document
             fields = [row.field for row in METRICS.values() if row.collection == "sleep"]
             params["fields"] = ",".join(["id", "day", "type", *fields])
         headers = {"Authorization": f"Bearer {token}"}
@@ -629,9 +637,7 @@ class Oura(Service):
             page = self.request("GET", collection, params=params, headers=headers)
             data = page.get("data")
             if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
-                raise RunError(
-                    f"Oura {collection} has no list of objects as data", "check OURA_HOST"
-                )
+                raise RunError(f"Oura {collection}: data is no list of objects", "check OURA_HOST")
             for document in data:
                 day = parse_day(document.get("day"))
                 if day is None:
@@ -667,7 +673,7 @@ def parse_tokens(content: str | bytes, place: str) -> dict[str, str]:
 
 
 def overwrite(file: int, content: bytes) -> None:
-    """Replace the content of an open file in one write. The file never gets shorter.
+    """Replace the content of an open file in one write, padded so that it never gets shorter.
 
     So it has the old content or the new one, even if the process is killed, and needs no space on a
     full disk. Another file and a rename would fail where this one is mounted into a container.
@@ -699,10 +705,7 @@ class SignIn(Service):
             raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
 
     def access_token(self, refused: str = "") -> str:
-        """Return the access token. Renew it first if it is the refused one.
-
-        Raises `RunError`, always a fatal one, because nothing can be read without a token.
-        """
+        """Return the access token, renewed if it is the refused one. Raises a fatal `RunError`."""
         try:
             with self.open_file() as file:
                 content = os.pread(file, MAX_BYTES, 0)
@@ -714,7 +717,7 @@ class SignIn(Service):
                 form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
                 return self.trade(file, form)["access_token"]
         except RunError as error:
-            error.fatal = True
+            error.fatal = True  # nothing can be read without a token
             raise
 
     def exchange(self, code: str, verifier: str) -> None:
@@ -727,10 +730,7 @@ class SignIn(Service):
             self.trade(file, form)
 
     def trade(self, file: int, form: dict[str, str]) -> dict[str, str]:
-        """Spend a code or a refresh token; return the new tokens, once they are in the file.
-
-        Raises `RunError`.
-        """
+        """Spend a code or a refresh token; keep and return the new tokens. Raises `RunError`."""
         client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
         data = {**form, "client_id": client_id, "client_secret": secret}
         with stop_signals_held_back():
@@ -884,11 +884,7 @@ def day_body(night: Night, metrics: Sequence[Metric]) -> Json:
 
 
 class Petals(Service):
-    """A Petals server, and what this run knows of its metrics.
-
-    An array server is one as in the guide: it has no list of metrics, and takes an array of
-    observations with their metrics inside.
-    """
+    """A Petals server, and what this run knows of its metrics."""
 
     name, url_setting, path = "Petals", "PETALS_HOST", "/api/memory/metrics/"
     key_settings = "PETALS_API_KEY"
@@ -897,10 +893,10 @@ class Petals(Service):
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         super().__init__(client, settings)
-        self.is_array_server = False
+        self.is_array_server = False  # as in the guide: it has no list, and takes `array_body`
         self.listed: list[Json] = []
-        # By slug with underscores: why Petals may not know a metric after its proposal.
-        self.doubts: dict[str, str] = {}
+        # By slug with underscores: what to report if Petals does not know it after its proposal.
+        self.why_unknown: dict[str, str] = {}
         self.left_out: set[str] = set()
 
     def post(self, path: str, body: object, attempts: int = 4) -> Json:
@@ -941,13 +937,15 @@ class Petals(Service):
         stored, unknown, refused = self.send(night, metrics)
         if unknown:
             for slug in unknown:
-                if slug not in self.doubts:
-                    self.doubts[slug] = self.propose(by_slug[slug])
+                if slug not in self.why_unknown:
+                    self.why_unknown[slug] = self.propose(by_slug[slug])
             stored, unknown, refused = self.send(night, metrics)  # as a whole: it replaces the day
         self.left_out.update(unknown)
         slugs_by_reason: dict[str, list[str]] = defaultdict(list)
         for slug in unknown:
-            reason = self.doubts.get(slug, "Petals no longer knows it; the next run tries again")
+            reason = self.why_unknown.get(
+                slug, "Petals no longer knows it; the next run tries again"
+            )
             slugs_by_reason[reason].append(slug)
         problems = [f"{', '.join(slugs)} left out: {why}" for why, slugs in slugs_by_reason.items()]
         if refused or stored < len(metrics) - len(unknown):
@@ -982,7 +980,7 @@ class Petals(Service):
                     f"{slug} refused: {clean(entry.get('message') or code or 'no reason')}"
                 )
         stored = answer.get("inserted")
-        if stored is None and self.is_array_server:  # it may only name a job
+        if stored is None and self.is_array_server:  # in the guide, it answers with a job
             stored = len(slugs) - len(refused)
         if type(stored) is not int:
             reason = f"Petals did not say how many of {len(slugs)} observations it stored"
@@ -990,13 +988,13 @@ class Petals(Service):
         return stored, unknown, refused
 
     def propose(self, metric: Metric) -> str:
-        """Propose a metric to Petals; return why it may be unknown all the same.
+        """Propose a metric; return what to report if Petals does not know it all the same.
 
-        A proposal is an observation. Petals defines its metric and then looks at its value, which
-        could never be removed again. So the value is one that Petals refuses, with a 400: it is
-        below the range, and PostgreSQL has no year 0. The year counts if Petals files the value
-        under a similar metric, which may have another range (measured with Petals 2.1.0 and 2.5.0).
-        Raises `RunError` if it is fatal.
+        A proposal is an observation. Petals defines its metric first and then looks at its value,
+        which could never be removed again. So the value is one that Petals refuses: the usual
+        answer is a 400. It is below the range, and in the year 0, which PostgreSQL does not have.
+        The year matters if Petals files the value under a similar metric with another range
+        (measured with Petals 2.1.0 and 2.5.0). Raises `RunError` if it is fatal.
         """
         definition = {
             "slug": metric.slug_with_underscores,
@@ -1008,18 +1006,18 @@ class Petals(Service):
             "validRangeMax": metric.high,
         }
         body = {"metric": definition, "value": metric.low - 1, "occurredAt": "0000-01-01T00:00:00Z"}
-        doubt = f"Petals filed it under a similar metric; {RENAME_IT}"
         try:
             self.post("observations", body)
-        except RunError as error:
+            why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and took the value
+        except RunError as error:  # the usual case
             if error.fatal:
                 raise
-            doubt = f"{error.reason}; the next run tries again"
+            why = f"{error.reason}; the next run tries again"
         for other in self.listed:
             has_label = str(other.get("label")).lower() == metric.label.lower()
             if has_label and other.get("slug") != metric.slug_with_underscores:
-                doubt = f"your metric {clean(other.get('slug'))} has its label; {RENAME_IT}"
-        return doubt
+                why = f"your metric {clean(other.get('slug'))} has its label; {RENAME_IT}"
+        return why
 
 
 # --- Runs -------------------------------------------------------------------------------------
@@ -1048,7 +1046,7 @@ def span(days: Sequence[date]) -> str:
 
 
 def years(days: Sequence[date]) -> list[Sequence[date]]:
-    """Return the days in parts of at most a year, since no read of more than two was seen."""
+    """Return the days in parts of a year: nobody has seen Oura answer for more than two."""
     return [days[start : start + 366] for start in range(0, len(days), 366)]
 
 
@@ -1067,8 +1065,8 @@ class Transfer:
         self.without_data: set[date] = set()
         self.problems: list[str] = []
 
-    def left(self) -> list[date]:
-        """Return the days below the last one that was sent."""
+    def days_left(self) -> list[date]:
+        """Return the days that are older than the last one that was sent."""
         return [day for day in self.days if not self.sent or day < self.sent[-1]]
 
     def show_progress(self, text: str) -> None:
@@ -1084,11 +1082,11 @@ class Transfer:
             logging.error(problem)
 
     def report_end(self, problem: object) -> None:
-        """Tell a problem that ends the run, with the command that goes on below the last day."""
+        """Tell a problem that ends the run, with the command that sends the days left."""
         if len(self.days) == 1:
             return self.report(f"{self.days[0]}: {problem}")
         text = f"{problem}; {len(self.sent)} of {len(self.days)} days are in"
-        if left := self.left():
+        if left := self.days_left():
             options = ["--date", str(left[0]), "--days", str(len(left))]
             options += ["--wait"] if self.options.wait else []
             text += f", go on with: {self.settings.command(*options)}"
@@ -1129,11 +1127,12 @@ def read_nights(transfer: Transfer, oura: Oura, days: Sequence[date]) -> list[Ni
 def send_days(transfer: Transfer, oura: Oura, petals: Petals, listing: Future[Any]) -> None:
     """Send the days that are left. Raises `RunError` for a problem that ends the run."""
     failed_in_a_row = 0
-    for days in years(transfer.left()):
+    for days in years(transfer.days_left()):
         transfer.show_progress(f"reading {span(days)}")
         nights = read_nights(transfer, oura, days)
+        # With nothing to send, Petals is not needed. But tell a refused key with other problems.
         if transfer.problems or any(night.values for night in nights):
-            listing.result()  # `store` needs to know the kind of server; a refused key is told here
+            listing.result()  # `store` needs the kind of server that it found out
         for night in nights:
             done = len(transfer.sent) + len(transfer.without_data)
             transfer.show_progress(f"{done} of {len(transfer.days)} days, {night.day}")
@@ -1204,7 +1203,7 @@ def push(transfer: Transfer, oura: Oura, petals: Petals) -> int:
 
 
 def print_observations(transfer: Transfer, oura: Oura) -> int:
-    """Print what would be sent as one JSON array; return the exit code. Raises `RunError`."""
+    """Print the observations as one JSON array; return the exit code. Raises `RunError`."""
     rows: list[Json] = []
     with time_limit(transfer.seconds):
         for days in years(transfer.days):
@@ -1330,7 +1329,7 @@ def run(options: argparse.Namespace) -> int:
         return show_demo(options.date)
     settings = load_settings(options.env_file)
     if options.login:
-        settings.require(*SIGN_IN, "OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL")
+        settings.require(*SIGN_IN_SETTINGS, "OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL")
     elif options.dry_run:
         settings.require_for_reading()
     elif not options.check:  # a check tells for each service what is missing
@@ -1373,15 +1372,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - its message could contain a key
-        import traceback
-
         frames = traceback.extract_tb(error.__traceback__)
         line = [frame.lineno for frame in frames if frame.filename == __file__][-1]
         logging.error(f"a bug, {type(error).__name__} in line {line}: please report it")
         return 1
 
 
-def command() -> NoReturn:
+def run_and_exit() -> NoReturn:
     """Run `main` and end the process at once, with its exit code.
 
     Python's own end takes its time, waits for threads, and complains of a stdout that is closed.
@@ -1394,4 +1391,4 @@ def command() -> NoReturn:
 
 
 if __name__ == "__main__":
-    command()
+    run_and_exit()

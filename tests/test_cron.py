@@ -137,7 +137,7 @@ def test_the_command_ends_with_the_code(monkeypatch, capsys, argv, code, streams
         for name in ("stdout", "stderr"):
             if streams != "usual":
                 patch.setattr(sys, name, None if streams == "none" else FULL.open("w"))
-        oura_to_petals.command()
+        oura_to_petals.run_and_exit()
     assert codes == [code]
 
 

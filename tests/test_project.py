@@ -48,7 +48,7 @@ def test_script_and_project_have_the_same_requirements():
 
 
 def test_the_installed_command_is_the_script():
-    assert PROJECT["scripts"] == {oura_to_petals.COMMAND: "oura_to_petals:command"}
+    assert PROJECT["scripts"] == {oura_to_petals.INSTALLED_NAME: "oura_to_petals:run_and_exit"}
 
 
 def test_the_example_has_every_setting_and_no_key():
