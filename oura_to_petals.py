@@ -175,8 +175,7 @@ class Settings(dict[str, str]):
 def read_env_file(path: Path) -> dict[str, str | None]:
     """Return the values in a `.env` file. Raises `SettingsError` if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            content, mode = file.read(), os.fstat(file.fileno()).st_mode
+        content, mode = path.read_bytes(), path.stat().st_mode
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
     if mode & stat.S_IROTH:
@@ -190,10 +189,8 @@ def read_env_file(path: Path) -> dict[str, str | None]:
 def load_settings(named_file: Path | None) -> Settings:
     """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
     settings = Settings()
-    places = [
-        SCRIPT.with_name(".env"),
-        Path(os.path.expanduser("~/.config"), INSTALLED_NAME, ".env"),
-    ]
+    folders = [SCRIPT.parent, Path(os.path.expanduser("~/.config"), INSTALLED_NAME)]
+    places = [folder / ".env" for folder in folders]
     # A `.env` may be a pipe. `os.path` passes over a folder that this account may not look into.
     found = [path for path in places if os.path.exists(path) and not os.path.isdir(path)]
     if named_file:
@@ -293,15 +290,11 @@ class Service:
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         self.client, self.settings = client, settings
-        self.url = settings[self.url_setting]
-        if self.path:
-            self.url = self.url.rstrip("/") + self.path
+        url = settings[self.url_setting]
+        self.url = url.rstrip("/") + self.path if self.path else url
 
     def request(self, method: str, path: str, attempts: int = 4, **content: Any) -> Json:
-        """Return the JSON object that answers a request. Raises `RunError`.
-
-        Within a `time_limit`, it is tried again after a failure that may pass.
-        """
+        """Return the JSON object that answers a request, with retries. Raises `RunError`."""
         attempt = 1
         while True:
             try:
@@ -395,9 +388,9 @@ class Metric(NamedTuple):
 
     def value_in(self, documents: Documents) -> float | None:
         """Return the value of a day, or None if Oura has none. Raises `RunError`."""
+        found = documents[self.collection]
         if self.part == SUM:
             return self.minutes_in(documents)
-        found = documents[self.collection]
         if self.part == LONGEST and found:
             found = [max(found, key=lambda one: TOTAL_SLEEP.number_in(one, "sleep", 60) or 0)]
         return self.number_in(found[0], self.collection) if found else None
@@ -405,12 +398,12 @@ class Metric(NamedTuple):
     def minutes_in(self, documents: Documents) -> float | None:
         """Return the total of a day in minutes, or None. Raises `RunError`."""
         # Oura API 2.0 has durations in `sleep` only. In the guide, `daily_sleep` has the total.
-        for collection in ("daily_sleep", self.collection):
-            numbers = [self.number_in(one, collection, 60) for one in documents[collection]]
+        for name in ("daily_sleep", self.collection):
+            numbers = [self.number_in(one, name, 60) for one in documents[name]]
             seconds = [number for number in numbers if number is not None]
             if seconds:
                 total = sum(seconds)
-                self.number_in({self.field: total}, collection, 60)  # it has to be possible, too
+                self.number_in({self.field: total}, name, 60)  # it has to be possible, too
                 return (total + 30) // 60
         return None
 
@@ -862,14 +855,18 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
 RENAME_IT = "rename that metric in Petals and run again"
 
 
+def definition(metric: Metric) -> Json:
+    """Return a metric as it is in an observation of the guide."""
+    words = {"slug": metric.slug, "label": metric.label, "unit": metric.unit}
+    return {**words, "aggregationHint": "avg"}
+
+
 def array_body(night: Night) -> list[Json]:
     """Return a night as an array of observations, each with its metric inside."""
-    rows = []
-    for metric, value in night.values.items():
-        definition = {"slug": metric.slug, "label": metric.label, "unit": metric.unit}
-        definition["aggregationHint"] = "avg"
-        rows.append({"metric": definition, "value": value, "occurredAt": night.occurred_at})
-    return rows
+    return [
+        {"metric": definition(metric), "value": value, "occurredAt": night.occurred_at}
+        for metric, value in night.values.items()
+    ]
 
 
 def day_body(night: Night, metrics: Sequence[Metric]) -> Json:
@@ -910,19 +907,17 @@ class Petals(Service):
         A failure of the server is returned instead. It does not matter to a run, since the list of
         a new user can be a 500, and leaves out metrics without values (measured with Petals 2.5.0).
         """
-        listed = None
         try:
             listed = self.post("list", {}).get("metrics")
         except RunError as error:
-            if not error.fatal and (error.status == 0 or error.status >= 500):
+            if error.status not in (200, 404, 405):  # 200: it is no JSON object
+                if error.fatal or 0 < error.status < 500:
+                    raise
                 logging.info(f"{error}; going on without the list")
                 return error
-            if error.status not in (200, 404, 405):  # 200: it is no JSON object
-                raise
-        if isinstance(listed, list):
-            self.listed = [metric for metric in listed if isinstance(metric, dict)]
-        else:
-            self.is_array_server = True
+            listed = None
+        self.is_array_server = not isinstance(listed, list)
+        self.listed = [metric for metric in listed or () if isinstance(metric, dict)]
         return None
 
     def store(self, night: Night) -> tuple[int, list[str]]:
@@ -996,16 +991,13 @@ class Petals(Service):
         The year matters if Petals files the value under a similar metric with another range
         (measured with Petals 2.1.0 and 2.5.0). Raises `RunError` if it is fatal.
         """
-        definition = {
-            "slug": metric.slug_with_underscores,
-            "label": metric.label,
-            "description": metric.description,
-            "unit": metric.unit,
-            "aggregationHint": "avg",
-            "validRangeMin": metric.low,
-            "validRangeMax": metric.high,
+        words = {"slug": metric.slug_with_underscores, "description": metric.description}
+        limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
+        body = {
+            "metric": {**definition(metric), **words, **limits},
+            "value": metric.low - 1,
+            "occurredAt": "0000-01-01T00:00:00Z",
         }
-        body = {"metric": definition, "value": metric.low - 1, "occurredAt": "0000-01-01T00:00:00Z"}
         try:
             self.post("observations", body)
             why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and took the value
@@ -1211,9 +1203,8 @@ def print_observations(transfer: Transfer, oura: Oura) -> int:
                 rows += array_body(night)
     if rows or not transfer.problems:
         try:
-            print(json.dumps(rows, indent=2), flush=True)
-        except BrokenPipeError:
-            pass  # whoever reads it has seen enough
+            with suppress(BrokenPipeError):  # whoever reads it has seen enough
+                print(json.dumps(rows, indent=2), flush=True)
         except OSError as error:
             raise RunError(f"the output could not be written: {error.strerror}") from None
     return 1 if transfer.problems else 0
