@@ -151,7 +151,8 @@ class Settings(dict[str, str]):
         if missing := [name for name in names if not self[name]]:
             places = " or ".join(map(str, self.env_places))
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
-            if "OURA_CLIENT_ID" in missing or "OURA_CLIENT_SECRET" in missing:
+            is_login = "OURA_REDIRECT_URI" in names  # which needs them
+            if not is_login and ("OURA_CLIENT_ID" in missing or "OURA_CLIENT_SECRET" in missing):
                 problems.append("OURA_TOKEN can take the place of the client id and secret")
         for name in names:
             if self[name] and (problem := form_problem(name, self[name])):
@@ -189,12 +190,16 @@ def read_env_file(path: Path) -> dict[str, str | None]:
 def load_settings(named_file: Path | None) -> Settings:
     """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
     settings = Settings()
-    folders = [SCRIPT.parent, Path(os.path.expanduser("~/.config"), INSTALLED_NAME)]
-    places = [folder / ".env" for folder in folders]
+    places = [
+        SCRIPT.with_name(".env"),
+        Path(os.path.expanduser("~/.config"), INSTALLED_NAME, ".env"),
+    ]
+    if "site-packages" in SCRIPT.parts:  # an update removes what is there
+        del places[0]
     # A `.env` may be a pipe. `os.path` passes over a folder that this account may not look into.
     found = [path for path in places if os.path.exists(path) and not os.path.isdir(path)]
     if named_file:
-        settings.named_file = named_file.absolute()
+        settings.named_file = named_file.expanduser().absolute()
         found = [settings.named_file]
     settings.env_places = found[:1] or places
     in_file = read_env_file(found[0]) if found else {}
@@ -1340,6 +1345,7 @@ def run(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     # They are None if they are closed.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open to the end
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open to the end
     try:

@@ -60,6 +60,12 @@ class TestEnvFile:
             "OURA_TOKEN can take the place of the client id and secret"
         )
 
+    def test_an_installed_command_has_one_place(self, no_keys, monkeypatch, tmp_path):
+        installed = tmp_path / "site-packages" / "oura_to_petals.py"
+        monkeypatch.setattr(oura_to_petals, "SCRIPT", installed)
+        write(installed.with_name(".env"), BOTH)
+        assert f"; put what is missing into {CONFIG.absolute()}; " in refused(no_keys)
+
     def test_only_the_first_file_is_read(self, no_keys, beside):
         write(beside, f"OURA_TOKEN={TOKEN}")
         write(CONFIG, BOTH)
@@ -73,6 +79,8 @@ class TestEnvFile:
         assert refused(no_keys, "--env-file", str(file)) == missing
         write(file, BOTH)
         assert no_keys.run("--env-file", os.path.relpath(file)) == Ended(0, PUSHED, "")
+        file.rename("keys")
+        assert no_keys.run("--env-file", "~/keys") == Ended(0, PUSHED, "")
 
     @pytest.mark.parametrize("is_named", [False, True], ids=["found", "named"])
     def test_it_may_be_a_pipe(self, no_keys, beside, is_named):
@@ -189,6 +197,12 @@ class TestMissing:
     def test_a_missing_petals_key_comes_alone(self, no_keys, beside, given):
         write(beside, given)
         assert refused(no_keys) == f"not set: PETALS_API_KEY; put what is missing into {beside}"
+
+    def test_login_names_what_it_needs(self, no_keys, beside):
+        write(beside, "")
+        missing = "OURA_CLIENT_ID, OURA_CLIENT_SECRET"
+        expected = f"not set: {missing}; put what is missing into {beside}"
+        assert no_keys.run("--login", day=None).failed(code=2) == expected
 
     @pytest.mark.parametrize("content", [None, "", " \n"], ids=["no file", "empty", "blank"])
     def test_not_signed_in_names_file_and_command(self, no_keys, beside, content):

@@ -242,6 +242,10 @@ def served(cron):
 
 
 class TestLogin:
+    def test_a_closed_stdin_is_the_end_of_input(self, served):
+        ended = served.cron.shell("$SCRIPT --login <&-", OURA_REDIRECT_URI=REDIRECT)
+        assert ended.problems == ["no address of this sign-in was entered; run --login again"]
+
     def test_sign_in_from_the_address_to_the_check(self, served, port):
         FILE.unlink()
         redirect = f"http://localhost:{port}/callback/"
