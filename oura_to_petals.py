@@ -213,6 +213,7 @@ def load_settings(named_file: Path | None) -> Settings:
 # --- HTTP -------------------------------------------------------------------------------------
 # A request is tried again after a fault that may pass. Redirects are not followed.
 
+MAX_ATTEMPTS = 4
 MAX_DELAY = 60.0  # seconds between two attempts
 TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_SECONDS
 MAX_BYTES = 8 * 2**20
@@ -277,9 +278,14 @@ def open_client() -> httpx.Client:
     raise SettingsError(problem)
 
 
-def retry_delay(error: RunError, attempt: int, seconds_left: float) -> float | None:
-    """Return the seconds before the next attempt, or None if there is none."""
-    if error.status not in (0, 408, 429, 500, 502, 503, 504):
+def retry_delay(error: RunError, attempt: int, max_lost: int, seconds_left: float) -> float | None:
+    """Return the seconds before the next attempt, or None if there is none.
+
+    `max_lost` is the number of attempts if the server may have done what was asked.
+    """
+    not_done = error.status in (429, 503) or (error.status == 0 and error.fatal)  # unreachable
+    may_pass = error.status in (0, 408, 429, 500, 502, 503, 504)
+    if not may_pass or attempt >= (MAX_ATTEMPTS if not_done else max_lost):
         return None
     delay = error.retry_after
     if delay is None:
@@ -298,7 +304,7 @@ class Service:
         url = settings[self.url_setting]
         self.url = url.rstrip("/") + self.path if self.path else url
 
-    def request(self, method: str, path: str, attempts: int = 4, **content: Any) -> Json:
+    def request(self, method: str, path: str, max_lost: int = MAX_ATTEMPTS, **content: Any) -> Json:
         """Return the JSON object that answers a request, with retries. Raises `RunError`."""
         attempt = 1
         while True:
@@ -306,7 +312,7 @@ class Service:
                 return self.request_once(method, path, content)
             except RunError as error:
                 seconds_left = signal.getitimer(signal.ITIMER_REAL)[0]  # to the time limit
-                delay = retry_delay(error, attempt, seconds_left) if attempt < attempts else None
+                delay = retry_delay(error, attempt, max_lost, seconds_left)
                 if delay is None:
                     error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                     raise
@@ -735,7 +741,7 @@ class SignIn(Service):
             # If the file cannot be written, see it now: write what is there once more.
             overwrite(file, os.pread(file, MAX_BYTES, 0))
             # A lost answer is worth one more attempt: the token may not be spent.
-            answer = self.request("POST", "", attempts=2, data=data)
+            answer = self.request("POST", "", max_lost=2, data=data)
             scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
             is_sign_in = form["grant_type"] == "authorization_code"
             if is_sign_in and scope and "daily" not in str(scope).replace("extapi:", "").split():
@@ -901,10 +907,10 @@ class Petals(Service):
         self.why_unknown: dict[str, str] = {}
         self.left_out: set[str] = set()
 
-    def post(self, path: str, body: object, attempts: int = 4) -> Json:
+    def post(self, path: str, body: object, max_lost: int = MAX_ATTEMPTS) -> Json:
         """Return the answer to a body. Raises `RunError`."""
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
-        return self.request("POST", path, attempts, json=body, headers=headers)
+        return self.request("POST", path, max_lost, json=body, headers=headers)
 
     def load_list(self) -> RunError | None:
         """Ask for the list of metrics, which also shows the kind of server. Raises `RunError`.
@@ -1004,7 +1010,7 @@ class Petals(Service):
             "occurredAt": "0000-01-01T00:00:00Z",
         }
         try:
-            self.post("observations", body)
+            self.post("observations", body, max_lost=1)
             why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and took the value
         except RunError as error:  # the usual case
             if error.fatal:
@@ -1013,7 +1019,7 @@ class Petals(Service):
         for other in self.listed:
             has_label = str(other.get("label")).lower() == metric.label.lower()
             if has_label and other.get("slug") != metric.slug_with_underscores:
-                why = f"your metric {clean(other.get('slug'))} has its label; {RENAME_IT}"
+                why = f"your metric {clean(other.get('slug'))} has the same label; {RENAME_IT}"
         return why
 
 

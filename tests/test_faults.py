@@ -126,17 +126,26 @@ def test_a_fault_is_told_in_one_line(world, path, fault, reason, advice):
 
 @pytest.mark.parametrize("fault", TRANSIENT, ids=name)
 def test_a_request_is_tried_again(world, fault):
-    world.petals = Petals(known=("oura_hrv", "oura_sleep_minutes"))
     world.oura.fail(SLEEP, fault, times=3)
     world.petals.fail(LIST, fault, times=3)
-    world.petals.fail(SINGLE, fault, times=3)
     world.petals.fail(BULK, fault, times=3)
     ended = world.run()
     assert (ended.code, ended.err) == (0, "")
     assert world.petals.stored_once()
-    pauses = [1] * 4 + [2] * 4 + [4] * 4
+    pauses = [1] * 3 + [2] * 3 + [4] * 3
     for pause, about in zip(sorted(world.waited), pauses, strict=True):
         assert 0.8 * about <= pause <= 1.2 * about
+
+
+@pytest.mark.parametrize("fault", TRANSIENT, ids=name)
+def test_a_proposal_may_be_made_only_once(world, fault):
+    world.petals = Petals(known=("oura_hrv", "oura_sleep_minutes"))
+    world.petals.fail(SINGLE, fault)
+    nothing_was_done = isinstance(fault, (httpx.ConnectError, httpx.ConnectTimeout)) or (
+        isinstance(fault, httpx.Response) and fault.status_code in (429, 503)
+    )
+    assert world.run().code == (0 if nothing_was_done else 1)
+    assert len(world.petals.asked(SINGLE)) == (2 if nothing_was_done else 1)
 
 
 def test_an_array_is_sent_again(array_world):

@@ -728,7 +728,7 @@ class TestRenewal:
         ("fault", "said"),
         [
             (httpx.ReadTimeout("slow"), "Oura sign-in: the request failed: slow (2 tries)"),
-            (httpx.ConnectError("no route"), "could not reach Oura sign-in: no route (2 tries)"),
+            (httpx.ConnectError("no route"), "could not reach Oura sign-in: no route (4 tries)"),
         ],
         ids=["no answer", "no connection"],
     )
