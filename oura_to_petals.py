@@ -63,6 +63,7 @@ class RunError(Exception):
     """
 
     status = 0  # of the response to a request, if there was one
+    unreachable = False  # whether there was no connection
     retry_after: float | None = None  # the seconds that the server asks to wait
 
     def __init__(self, reason: str, advice: str = "", fatal: bool = False) -> None:
@@ -73,7 +74,7 @@ class RunError(Exception):
 
 
 class SettingsError(RunError):
-    """A setting, or something else on this machine, is wrong. The exit code is 2 before a run."""
+    """A setting, or something else on this machine, is wrong. Exit code 2, or 1 within a run."""
 
 
 class TimeLimit(BaseException):
@@ -252,6 +253,11 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def seconds_left() -> float:
+    """Return the seconds to the time limit. Without one, 0, and nothing is tried again."""
+    return signal.getitimer(signal.ITIMER_REAL)[0]
+
+
 @contextmanager
 def stop_signals_held_back() -> Iterator[None]:
     """Hold back Ctrl-C and its like until the block has ended, but not the time limit."""
@@ -278,19 +284,20 @@ def open_client() -> httpx.Client:
     raise SettingsError(problem)
 
 
-def retry_delay(error: RunError, attempt: int, max_lost: int, seconds_left: float) -> float | None:
+def retry_delay(error: RunError, attempt: int, attempts: int, left: float) -> float | None:
     """Return the seconds before the next attempt, or None if there is none.
 
-    `max_lost` is the number of attempts if the server may have done what was asked.
+    `attempts` is how many there are if an earlier one may have been carried out, and `left` the
+    number of seconds to the time limit.
     """
-    not_done = error.status in (429, 503) or (error.status == 0 and error.fatal)  # unreachable
+    not_carried_out = error.unreachable or error.status in (429, 503)
     may_pass = error.status in (0, 408, 429, 500, 502, 503, 504)
-    if not may_pass or attempt >= (MAX_ATTEMPTS if not_done else max_lost):
+    if not may_pass or attempt >= (MAX_ATTEMPTS if not_carried_out else attempts):
         return None
     delay = error.retry_after
     if delay is None:
         delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
-    return delay if delay <= min(MAX_DELAY, seconds_left - TIME_OUT) else None
+    return delay if delay <= min(MAX_DELAY, left - TIME_OUT) else None
 
 
 class Service:
@@ -304,15 +311,17 @@ class Service:
         url = settings[self.url_setting]
         self.url = url.rstrip("/") + self.path if self.path else url
 
-    def request(self, method: str, path: str, max_lost: int = MAX_ATTEMPTS, **content: Any) -> Json:
-        """Return the JSON object that answers a request, with retries. Raises `RunError`."""
+    def request(self, method: str, path: str, attempts: int = MAX_ATTEMPTS, **content: Any) -> Json:
+        """Return the JSON object that answers a request. Raises `RunError`.
+
+        Within a `time_limit`, a request is tried again after a failure that may pass.
+        """
         attempt = 1
         while True:
             try:
                 return self.request_once(method, path, content)
             except RunError as error:
-                seconds_left = signal.getitimer(signal.ITIMER_REAL)[0]  # to the time limit
-                delay = retry_delay(error, attempt, max_lost, seconds_left)
+                delay = retry_delay(error, attempt, attempts, seconds_left())
                 if delay is None:
                     error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                     raise
@@ -335,7 +344,9 @@ class Service:
             what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
             reason = f"{what}: {clean(str(error)) or type(error).__name__}"
             advice = f"check the network and {self.url_setting}"
-            raise RunError(reason, advice, fatal=unreachable) from None
+            failure = RunError(reason, advice, fatal=unreachable)
+            failure.unreachable = unreachable
+            raise failure from None
         with suppress(ValueError, RecursionError):
             answer = json.loads(body)
         if response.is_success and isinstance(answer, dict):
@@ -375,8 +386,8 @@ Documents = Mapping[str, Sequence[Json]]  # what Oura has for one day, by collec
 
 # Where in a collection the value of a day is.
 ONLY = "the only document"
-LONGEST = "the session with the longest sleep"
-SUM = "all sessions: the sum of their seconds, in minutes"
+LONGEST = "the session with the longest sleep"  # for `sleep` only
+SUM = "all sessions: the sum of their seconds, in minutes"  # for `sleep` only
 
 
 class Metric(NamedTuple):
@@ -414,7 +425,7 @@ class Metric(NamedTuple):
             seconds = [number for number in numbers if number is not None]
             if seconds:
                 total = sum(seconds)
-                self.number_in({self.field: total}, name, 60)  # it has to be possible, too
+                self.number_in({self.field: total}, name, 60)  # raises if the sum is impossible
                 return (total + 30) // 60
         return None
 
@@ -472,6 +483,8 @@ METRICS = {row[0]: Metric(*row) for row in (
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
+# Every run reads all of them, and fails if one fails. So a further one must be in the permission
+# `daily`, or nobody's sign-in works any more. Its documents need a `day`, and THREADS one more.
 COLLECTIONS = tuple(dict.fromkeys(metric.collection for metric in METRICS.values()))
 TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
@@ -556,7 +569,7 @@ def parse_day(text: object) -> date | None:
 
 
 def daily_sleep_suffices(found: Documents, metrics: Sequence[Metric]) -> bool:
-    """Return whether `daily_sleep` has the totals, as in the guide, and no more is needed."""
+    """Return whether `sleep` is not needed, since `daily_sleep` has the totals, as in the guide."""
     totals = [document.get(TOTAL_SLEEP.field) for document in found["daily_sleep"]]
     needed = [metric for metric in metrics if metric.collection == "sleep"]
     return bool(totals) and None not in totals and needed in ([], [TOTAL_SLEEP])
@@ -582,7 +595,10 @@ class Oura(Service):
             self.advice = {**self.advice, 401: f"a permission is missing: {ALLOW_ALL}"}
 
     def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> Mapping[date, Documents]:
-        """Return what Oura has for each day, if need be with a new token. Raises `RunError`."""
+        """Return what Oura has for each day, if need be with a new token. Raises `RunError`.
+
+        The days follow one another, the newest first, here and wherever there are several.
+        """
         if self.settings["OURA_TOKEN"]:
             return self.read_collections(self.settings["OURA_TOKEN"], days, metrics)
         token = self.sign_in.access_token()
@@ -600,7 +616,7 @@ class Oura(Service):
         """Read all collections at the same time. Raises `RunError`."""
         reads = {name: THREADS.submit(self.read_pages, name, token, days) for name in COLLECTIONS}
         wait(reads.values())
-        for read in reads.values():  # a refused token counts more than another failure
+        for read in reads.values():  # a fatal failure counts more than another
             error = read.exception()
             if isinstance(error, RunError) and error.fatal:
                 raise error
@@ -660,7 +676,7 @@ class Oura(Service):
 # OAuth2 (RFC 6749) with PKCE (RFC 7636). An access token is used until Oura refuses it. A refresh
 # token works once, and its answer has the next one: whoever loses that has to sign in again.
 
-RENEWAL_SECONDS = 60.0  # a renewal takes less: two attempts of TIME_OUT
+RENEWAL_SECONDS = 60.0  # for two attempts of TIME_OUT and the pause between them
 SIGN_IN_AGAIN = "sign in again with --login"
 
 
@@ -716,7 +732,7 @@ class SignIn(Service):
                 tokens = parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
                 if tokens["access_token"] != refused:  # maybe because another run has renewed it
                     return tokens["access_token"]
-                if signal.getitimer(signal.ITIMER_REAL)[0] < RENEWAL_SECONDS:
+                if seconds_left() < RENEWAL_SECONDS:
                     raise RunError("too little time is left to renew the sign-in", "run again")
                 form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
                 return self.trade(file, form)["access_token"]
@@ -741,7 +757,7 @@ class SignIn(Service):
             # If the file cannot be written, see it now: write what is there once more.
             overwrite(file, os.pread(file, MAX_BYTES, 0))
             # A lost answer is worth one more attempt: the token may not be spent.
-            answer = self.request("POST", "", max_lost=2, data=data)
+            answer = self.request("POST", "", attempts=2, data=data)
             scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
             is_sign_in = form["grant_type"] == "authorization_code"
             if is_sign_in and scope and "daily" not in str(scope).replace("extapi:", "").split():
@@ -901,16 +917,18 @@ class Petals(Service):
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         super().__init__(client, settings)
-        self.is_array_server = False  # as in the guide: it has no list, and takes `array_body`
+        # An array server is one as in the guide: it has no list, and takes `array_body`.
+        self.is_array_server = False
         self.listed: list[Json] = []
-        # By slug with underscores: what to report if Petals does not know it after its proposal.
+        # By slug with underscores: what to report if Petals does not know it after its proposal,
+        # and those that are not sent any more in this run.
         self.why_unknown: dict[str, str] = {}
         self.left_out: set[str] = set()
 
-    def post(self, path: str, body: object, max_lost: int = MAX_ATTEMPTS) -> Json:
+    def post(self, path: str, body: object, attempts: int = MAX_ATTEMPTS) -> Json:
         """Return the answer to a body. Raises `RunError`."""
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
-        return self.request("POST", path, max_lost, json=body, headers=headers)
+        return self.request("POST", path, attempts, json=body, headers=headers)
 
     def load_list(self) -> RunError | None:
         """Ask for the list of metrics, which also shows the kind of server. Raises `RunError`.
@@ -921,12 +939,13 @@ class Petals(Service):
         try:
             listed = self.post("list", {}).get("metrics")
         except RunError as error:
-            if error.status not in (200, 404, 405):  # 200: it is no JSON object
-                if error.fatal or 0 < error.status < 500:
-                    raise
+            if error.status in (200, 404, 405):  # 200: it is no JSON object
+                listed = None
+            elif error.fatal or 0 < error.status < 500:
+                raise
+            else:
                 logging.info(f"{error}; going on without the list")
                 return error
-            listed = None
         self.is_array_server = not isinstance(listed, list)
         self.listed = [metric for metric in listed or () if isinstance(metric, dict)]
         return None
@@ -938,7 +957,7 @@ class Petals(Service):
         """
         by_slug = {metric.slug_with_underscores: metric for metric in night.values}
         metrics = [metric for slug, metric in by_slug.items() if slug not in self.left_out]
-        if not metrics:
+        if not metrics:  # all are left out, which was reported
             return 0, []
         stored, unknown, refused = self.send(night, metrics)
         if unknown:
@@ -1010,7 +1029,7 @@ class Petals(Service):
             "occurredAt": "0000-01-01T00:00:00Z",
         }
         try:
-            self.post("observations", body, max_lost=1)
+            self.post("observations", body, attempts=1)  # it may have been carried out
             why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and took the value
         except RunError as error:  # the usual case
             if error.fatal:
@@ -1069,7 +1088,10 @@ class Transfer:
         self.problems: list[str] = []
 
     def days_left(self) -> list[date]:
-        """Return the days that are older than the last one that was sent."""
+        """Return the days that are older than the last one that was sent.
+
+        A newer one that failed alone is not among them: it was reported.
+        """
         return [day for day in self.days if not self.sent or day < self.sent[-1]]
 
     def show_progress(self, text: str) -> None:
@@ -1133,7 +1155,7 @@ def send_days(transfer: Transfer, oura: Oura, petals: Petals, listing: Future[An
     for days in years(transfer.days_left()):
         transfer.show_progress(f"reading {span(days)}")
         nights = read_nights(transfer, oura, days)
-        # With nothing to send, Petals is not needed. But tell a refused key with other problems.
+        # With nothing to send, a failure of Petals does not matter, unless something failed anyway.
         if transfer.problems or any(night.values for night in nights):
             listing.result()  # `store` needs the kind of server that it found out
         for night in nights:
@@ -1336,7 +1358,7 @@ def run(options: argparse.Namespace) -> int:
         settings.require_for_reading()
     elif not options.check:  # a check tells for each service what is missing
         settings.require_for_reading("PETALS_API_KEY", "PETALS_HOST")
-    transfer = Transfer(settings, options)
+    transfer = Transfer(settings, options)  # raises if OURA_METRICS is wrong
     SECRETS.update(settings[name] for name in KEYS if settings[name])
     client = open_client()
     if options.check:
