@@ -152,7 +152,7 @@ class Settings(dict[str, str]):
         if missing := [name for name in names if not self[name]]:
             places = " or ".join(map(str, self.env_places))
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
-            is_login = "OURA_REDIRECT_URI" in names  # which needs them
+            is_login = "OURA_REDIRECT_URI" in names  # a login needs the client id and secret
             if not is_login and ("OURA_CLIENT_ID" in missing or "OURA_CLIENT_SECRET" in missing):
                 problems.append("OURA_TOKEN can take the place of the client id and secret")
         for name in names:
@@ -284,15 +284,17 @@ def open_client() -> httpx.Client:
     raise SettingsError(problem)
 
 
-def retry_delay(error: RunError, attempt: int, attempts: int, left: float) -> float | None:
+def retry_delay(
+    error: RunError, attempt: int, attempts_if_unclear: int, left: float
+) -> float | None:
     """Return the seconds before the next attempt, or None if there is none.
 
-    `attempts` is how many there are if an earlier one may have been carried out, and `left` the
-    number of seconds to the time limit.
+    A request that was surely not carried out has MAX_ATTEMPTS, one of which that is unclear has
+    `attempts_if_unclear`. `left` is the number of seconds to the time limit.
     """
-    not_carried_out = error.unreachable or error.status in (429, 503)
-    may_pass = error.status in (0, 408, 429, 500, 502, 503, 504)
-    if not may_pass or attempt >= (MAX_ATTEMPTS if not_carried_out else attempts):
+    surely_not_done = error.unreachable or error.status in (429, 503)
+    max_attempts = MAX_ATTEMPTS if surely_not_done else attempts_if_unclear
+    if error.status not in (0, 408, 429, 500, 502, 503, 504) or attempt >= max_attempts:
         return None
     delay = error.retry_after
     if delay is None:
@@ -311,7 +313,9 @@ class Service:
         url = settings[self.url_setting]
         self.url = url.rstrip("/") + self.path if self.path else url
 
-    def request(self, method: str, path: str, attempts: int = MAX_ATTEMPTS, **content: Any) -> Json:
+    def request(
+        self, method: str, path: str, attempts_if_unclear: int = MAX_ATTEMPTS, **content: Any
+    ) -> Json:
         """Return the JSON object that answers a request. Raises `RunError`.
 
         Within a `time_limit`, a request is tried again after a failure that may pass.
@@ -321,7 +325,7 @@ class Service:
             try:
                 return self.request_once(method, path, content)
             except RunError as error:
-                delay = retry_delay(error, attempt, attempts, seconds_left())
+                delay = retry_delay(error, attempt, attempts_if_unclear, seconds_left())
                 if delay is None:
                     error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                     raise
@@ -452,6 +456,7 @@ class Metric(NamedTuple):
 # Oura has these as 0 in a session that was too short to measure them (seen by users).
 ZERO_IS_NO_VALUE = ("average_hrv", "lowest_heart_rate", "average_breath")
 
+# The field of a further metric also goes into DEMO_DOCUMENT.
 # Petals files a new metric under an existing one if label and description read alike (measured with
 # Petals 2.1.0). So the words of each row differ from those of the others on purpose.
 # fmt: off
@@ -569,10 +574,15 @@ def parse_day(text: object) -> date | None:
 
 
 def daily_sleep_suffices(found: Documents, metrics: Sequence[Metric]) -> bool:
-    """Return whether `sleep` is not needed, since `daily_sleep` has the totals, as in the guide."""
-    totals = [document.get(TOTAL_SLEEP.field) for document in found["daily_sleep"]]
-    needed = [metric for metric in metrics if metric.collection == "sleep"]
-    return bool(totals) and None not in totals and needed in ([], [TOTAL_SLEEP])
+    """Return whether `daily_sleep` has the totals, and no chosen metric needs more of `sleep`.
+
+    So it is in the guide. Oura API 2.0 has no totals there: without `sleep` its read fails, even if
+    no metric of `sleep` is chosen, since the sentence needs it.
+    """
+    documents = found["daily_sleep"]
+    has_totals = all(document.get(TOTAL_SLEEP.field) is not None for document in documents)
+    others = [row for row in metrics if row.collection == "sleep" and row != TOTAL_SLEEP]
+    return bool(documents) and has_totals and not others
 
 
 class Oura(Service):
@@ -599,13 +609,12 @@ class Oura(Service):
 
         The days follow one another, the newest first, here and wherever there are several.
         """
-        if self.settings["OURA_TOKEN"]:
-            return self.read_collections(self.settings["OURA_TOKEN"], days, metrics)
-        token = self.sign_in.access_token()
+        personal_token = self.settings["OURA_TOKEN"]
+        token = personal_token or self.sign_in.access_token()
         try:
             return self.read_collections(token, days, metrics)
         except RunError as error:
-            if error.status != 401:
+            if error.status != 401 or personal_token:
                 raise
         new_token = self.sign_in.access_token(refused=token)
         return self.read_collections(new_token, days, metrics)
@@ -621,16 +630,15 @@ class Oura(Service):
             if isinstance(error, RunError) and error.fatal:
                 raise error
         found = {name: read.result() for name, read in reads.items() if name != "sleep"}
+        optional = {"sleep"} if daily_sleep_suffices(found, metrics) else set()
         try:
             found["sleep"] = reads["sleep"].result()
         except RunError as error:
-            if not daily_sleep_suffices(found, metrics):
+            if not optional:
                 raise
             logging.info(f"{error}; not needed, since daily_sleep has the total")
             found["sleep"] = []
-        needed = {metric.collection for metric in metrics}
-        if daily_sleep_suffices(found, metrics):
-            needed.discard("sleep")
+        needed = {metric.collection for metric in metrics} - optional
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
             # Users saw this for a morning. To send these days again would delete values in Petals.
@@ -710,7 +718,7 @@ class SignIn(Service):
 
     @contextmanager
     def open_file(self) -> Iterator[int]:
-        """Open and lock the token file; give its descriptor. Raises `SettingsError`."""
+        """Open and lock the token file. An `OSError` in the block, too, raises `SettingsError`."""
         path = self.settings["OURA_TOKEN_FILE"]
         try:
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -756,8 +764,8 @@ class SignIn(Service):
         with stop_signals_held_back():
             # If the file cannot be written, see it now: write what is there once more.
             overwrite(file, os.pread(file, MAX_BYTES, 0))
-            # A lost answer is worth one more attempt: the token may not be spent.
-            answer = self.request("POST", "", attempts=2, data=data)
+            # If it is unclear whether the token is spent, one more attempt is worth it.
+            answer = self.request("POST", "", attempts_if_unclear=2, data=data)
             scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
             is_sign_in = form["grant_type"] == "authorization_code"
             if is_sign_in and scope and "daily" not in str(scope).replace("extapi:", "").split():
@@ -920,35 +928,25 @@ class Petals(Service):
         # An array server is one as in the guide: it has no list, and takes `array_body`.
         self.is_array_server = False
         self.listed: list[Json] = []
-        # By slug with underscores: what to report if Petals does not know it after its proposal,
-        # and those that are not sent any more in this run.
+        # What to report if Petals does not know a metric after its proposal, by slug.
         self.why_unknown: dict[str, str] = {}
-        self.left_out: set[str] = set()
+        self.left_out: set[str] = set()  # slugs that are not sent any more in this run
 
-    def post(self, path: str, body: object, attempts: int = MAX_ATTEMPTS) -> Json:
+    def post(self, path: str, body: object, attempts_if_unclear: int = MAX_ATTEMPTS) -> Json:
         """Return the answer to a body. Raises `RunError`."""
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
-        return self.request("POST", path, attempts, json=body, headers=headers)
+        return self.request("POST", path, attempts_if_unclear, json=body, headers=headers)
 
-    def load_list(self) -> RunError | None:
-        """Ask for the list of metrics, which also shows the kind of server. Raises `RunError`.
-
-        A failure of the server is returned instead. It does not matter to a run, since the list of
-        a new user can be a 500, and leaves out metrics without values (measured with Petals 2.5.0).
-        """
+    def load_list(self) -> None:
+        """Ask for the list of metrics, which also shows the kind of server. Raises `RunError`."""
         try:
             listed = self.post("list", {}).get("metrics")
         except RunError as error:
-            if error.status in (200, 404, 405):  # 200: it is no JSON object
-                listed = None
-            elif error.fatal or 0 < error.status < 500:
+            if error.status not in (200, 404, 405):  # 200: it is no JSON object
                 raise
-            else:
-                logging.info(f"{error}; going on without the list")
-                return error
+            listed = None
         self.is_array_server = not isinstance(listed, list)
         self.listed = [metric for metric in listed or () if isinstance(metric, dict)]
-        return None
 
     def store(self, night: Night) -> tuple[int, list[str]]:
         """Store a night, and define the metrics that Petals does not know. Raises `RunError`.
@@ -1018,8 +1016,8 @@ class Petals(Service):
         A proposal is an observation. Petals defines its metric first and then looks at its value,
         which could never be removed again. So the value is one that Petals refuses: the usual
         answer is a 400. It is below the range, and in the year 0, which PostgreSQL does not have.
-        The year matters if Petals files the value under a similar metric with another range
-        (measured with Petals 2.1.0 and 2.5.0). Raises `RunError` if it is fatal.
+        If Petals files it under a similar metric, it may be within the range of that one, and the
+        year is what counts (measured with Petals 2.1.0 and 2.5.0). Raises fatal `RunError`s.
         """
         words = {"slug": metric.slug_with_underscores, "description": metric.description}
         limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
@@ -1029,7 +1027,7 @@ class Petals(Service):
             "occurredAt": "0000-01-01T00:00:00Z",
         }
         try:
-            self.post("observations", body, attempts=1)  # it may have been carried out
+            self.post("observations", body, attempts_if_unclear=1)
             why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and took the value
         except RunError as error:  # the usual case
             if error.fatal:
@@ -1149,15 +1147,29 @@ def read_nights(transfer: Transfer, oura: Oura, days: Sequence[date]) -> list[Ni
     return nights
 
 
+def list_is_optional(error: RunError) -> bool:
+    """Return whether a run goes on after this failure of `Petals.load_list`.
+
+    A list that fails proves nothing: that of a new user can be a 500 until the first observation,
+    and later leaves out metrics without one (measured with Petals 2.5.0).
+    """
+    return not error.fatal and (error.status == 0 or error.status >= 500)
+
+
 def send_days(transfer: Transfer, oura: Oura, petals: Petals, listing: Future[Any]) -> None:
     """Send the days that are left. Raises `RunError` for a problem that ends the run."""
     failed_in_a_row = 0
     for days in years(transfer.days_left()):
         transfer.show_progress(f"reading {span(days)}")
         nights = read_nights(transfer, oura, days)
-        # With nothing to send, a failure of Petals does not matter, unless something failed anyway.
+        # With nothing to send, Petals does not matter. If Oura failed, tell a refused key, too.
         if transfer.problems or any(night.values for night in nights):
-            listing.result()  # `store` needs the kind of server that it found out
+            try:
+                listing.result()  # `store` needs the kind of server that it found out
+            except RunError as error:
+                if not list_is_optional(error):
+                    raise
+                logging.info(f"{error}; going on without the list")
         for night in nights:
             done = len(transfer.sent) + len(transfer.without_data)
             transfer.show_progress(f"{done} of {len(transfer.days)} days, {night.day}")
@@ -1228,7 +1240,10 @@ def push(transfer: Transfer, oura: Oura, petals: Petals) -> int:
 
 
 def print_observations(transfer: Transfer, oura: Oura) -> int:
-    """Print the observations as one JSON array; return the exit code. Raises `RunError`."""
+    """Print the observations in the form of the guide; return the exit code. Raises `RunError`.
+
+    Which form a server takes is not asked. One of today gets `day_body` instead.
+    """
     rows: list[Json] = []
     with time_limit(transfer.seconds):
         for days in years(transfer.days):
@@ -1283,9 +1298,12 @@ def check_petals(client: httpx.Client, settings: Settings) -> str:
     """Return what is to be said of Petals if it works. Raises `RunError` if not."""
     settings.require("PETALS_API_KEY", "PETALS_HOST")
     petals, metrics = Petals(client, settings), choose_metrics(settings["OURA_METRICS"])
-    if failure := petals.load_list():
-        failure.advice += "; with a new account, this can be so until the first push"
-        raise failure
+    try:
+        petals.load_list()
+    except RunError as error:
+        if list_is_optional(error):
+            error.advice += "; with a new account, this can be so until the first push"
+        raise
     if petals.is_array_server:
         return "it has no list of metrics, so the first push shows whether it accepts the key."
     slugs = [metric.slug_with_underscores for metric in metrics]
@@ -1335,7 +1353,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--env-file", metavar="FILE", type=Path, help="read the settings from FILE, not from .env")
     add_mode("--login", action="store_true", help="sign in with Oura, once")
     add_mode("--check", action="store_true", help="check both services; nothing is sent")
-    add_mode("--dry-run", action="store_true", help="print what would be sent")
+    add_mode("--dry-run", action="store_true", help="print the observations; nothing is sent")
     add_mode("--demo", action="store_true", help="show what is sent for a sample night")
     add("-q", "--quiet", action="store_true", help="show problems only")
     add("-v", "--verbose", action="store_true", help="show each request, each failed try, each day")
