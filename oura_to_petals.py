@@ -74,7 +74,7 @@ class RunError(Exception):
 
 
 class SettingsError(RunError):
-    """A setting, or something else on this machine, is wrong. Exit code 2, or 1 within a run."""
+    """A setting, or something on this machine, is wrong. Exit code 2, or 1 once days are sent."""
 
 
 class TimeLimit(BaseException):
@@ -289,7 +289,7 @@ def retry_delay(
 ) -> float | None:
     """Return the seconds before the next attempt, or None if there is none.
 
-    A request that was surely not carried out has MAX_ATTEMPTS, one of which that is unclear has
+    If the request was surely not carried out, there are MAX_ATTEMPTS. If that is unclear, there are
     `attempts_if_unclear`. `left` is the number of seconds to the time limit.
     """
     surely_not_done = error.unreachable or error.status in (429, 503)
@@ -391,7 +391,7 @@ Documents = Mapping[str, Sequence[Json]]  # what Oura has for one day, by collec
 # Where in a collection the value of a day is.
 ONLY = "the only document"
 LONGEST = "the session with the longest sleep"  # for `sleep` only
-SUM = "all sessions: the sum of their seconds, in minutes"  # for `sleep` only
+SUM = "all sessions: the sum of their seconds, in minutes"  # for `sleep` only, see `minutes_in`
 
 
 class Metric(NamedTuple):
@@ -488,8 +488,9 @@ METRICS = {row[0]: Metric(*row) for row in (
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
-# Every run reads all of them, and fails if one fails. So a further one must be in the permission
-# `daily`, or nobody's sign-in works any more. Its documents need a `day`, and THREADS one more.
+# Every run reads all of them, and fails if one fails, or if one of a chosen metric is empty for
+# several days (`read_collections`). So a further one has to be in the permission `daily`, or all
+# sign-ins stop working, and to have one document a day, with its `day`. THREADS needs one more.
 COLLECTIONS = tuple(dict.fromkeys(metric.collection for metric in METRICS.values()))
 TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
@@ -576,8 +577,8 @@ def parse_day(text: object) -> date | None:
 def daily_sleep_suffices(found: Documents, metrics: Sequence[Metric]) -> bool:
     """Return whether `daily_sleep` has the totals, and no chosen metric needs more of `sleep`.
 
-    So it is in the guide. Oura API 2.0 has no totals there: without `sleep` its read fails, even if
-    no metric of `sleep` is chosen, since the sentence needs it.
+    With Oura API 2.0 this is false, since only the guide has totals there. Then a failed `sleep`
+    fails the whole read, even if no metric of it is chosen: the sentence needs it.
     """
     documents = found["daily_sleep"]
     has_totals = all(document.get(TOTAL_SLEEP.field) is not None for document in documents)
@@ -641,8 +642,8 @@ class Oura(Service):
         needed = {metric.collection for metric in metrics} - optional
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
-            # Users saw this for a morning. To send these days again would delete values in Petals.
-            # (One day alone may really have none.)
+            # Users saw this for a morning. A day that is sent replaces what Petals has, so values
+            # of this collection would be deleted. (One day alone may really have none.)
             reason = f"Oura {' and '.join(empty)}: no document, unlike other collections"
             raise RunError(reason, "nothing is sent; the next run tries again")
         by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
@@ -657,7 +658,8 @@ class Oura(Service):
         # Users measured that the first or the last day is left out. So ask for one more of each.
         params = {"start_date": str(oldest - ONE_DAY), "end_date": str(newest + ONE_DAY)}
         if collection == "sleep":  # without its 5-minute series, which are most of a document
-            fields = [row.field for row in METRICS.values() if row.collection == "sleep"]
+            rows = [row for row in METRICS.values() if row.collection == "sleep"]
+            fields = [row.field.partition(".")[0] for row in rows]
             params["fields"] = ",".join(["id", "day", "type", *fields])
         headers = {"Authorization": f"Bearer {token}"}
         documents: list[Json] = []
@@ -1013,11 +1015,12 @@ class Petals(Service):
     def propose(self, metric: Metric) -> str:
         """Propose a metric; return what to report if Petals does not know it all the same.
 
-        A proposal is an observation. Petals defines its metric first and then looks at its value,
-        which could never be removed again. So the value is one that Petals refuses: the usual
-        answer is a 400. It is below the range, and in the year 0, which PostgreSQL does not have.
-        If Petals files it under a similar metric, it may be within the range of that one, and the
-        year is what counts (measured with Petals 2.1.0 and 2.5.0). Raises fatal `RunError`s.
+        A proposal is an observation that Petals has to refuse, since a stored one can never be
+        removed. Petals defines the metric first and refuses the observation then, usually with a
+        400, so only the next `send` shows whether the metric is known. There are two reasons to
+        refuse it: its value is below the range, and PostgreSQL has no year 0. The second one is for
+        a proposal that Petals files under a similar metric, whose range the value may fit (measured
+        with Petals 2.1.0 and 2.5.0). Raises fatal `RunError`s.
         """
         words = {"slug": metric.slug_with_underscores, "description": metric.description}
         limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
@@ -1028,8 +1031,8 @@ class Petals(Service):
         }
         try:
             self.post("observations", body, attempts_if_unclear=1)
-            why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and took the value
-        except RunError as error:  # the usual case
+            why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and accepted it
+        except RunError as error:  # as usual, whether or not the metric is defined now
             if error.fatal:
                 raise
             why = f"{error.reason}; the next run tries again"
@@ -1162,7 +1165,7 @@ def send_days(transfer: Transfer, oura: Oura, petals: Petals, listing: Future[An
     for days in years(transfer.days_left()):
         transfer.show_progress(f"reading {span(days)}")
         nights = read_nights(transfer, oura, days)
-        # With nothing to send, Petals does not matter. If Oura failed, tell a refused key, too.
+        # Look at the list if something is to be sent. If Oura failed, a refused key is told, too.
         if transfer.problems or any(night.values for night in nights):
             try:
                 listing.result()  # `store` needs the kind of server that it found out
