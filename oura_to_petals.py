@@ -97,14 +97,10 @@ DEFAULTS = {
     "PETALS_API_KEY": "",
     "PETALS_HOST": "https://petals.chat",
 }
-KEYS = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
-SIGN_IN_SETTINGS = (
-    "OURA_CLIENT_ID",
-    "OURA_CLIENT_SECRET",
-    "OURA_TOKEN_URL",
-    "OURA_TOKEN_FILE",
-    "OURA_HOST",
-)
+APPLICATION = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET")
+KEYS = (*APPLICATION, "OURA_TOKEN", "PETALS_API_KEY")
+SIGN_IN_SETTINGS = (*APPLICATION, "OURA_TOKEN_URL", "OURA_TOKEN_FILE", "OURA_HOST")
+PETALS_SETTINGS = ("PETALS_API_KEY", "PETALS_HOST")
 SCRIPT = Path(__file__).resolve()
 INSTALLED_NAME = "oura-to-petals"  # the name under which pip, pipx and uv install this script
 
@@ -153,7 +149,7 @@ class Settings(dict[str, str]):
             places = " or ".join(map(str, self.env_places))
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
             is_login = "OURA_REDIRECT_URI" in names  # a login needs the client id and secret
-            if not is_login and ("OURA_CLIENT_ID" in missing or "OURA_CLIENT_SECRET" in missing):
+            if not is_login and not set(APPLICATION).isdisjoint(missing):
                 problems.append("OURA_TOKEN can take the place of the client id and secret")
         for name in names:
             if self[name] and (problem := form_problem(name, self[name])):
@@ -387,7 +383,6 @@ class Service:
 
 Documents = Mapping[str, Sequence[Json]]  # what Oura has for one day, by collection
 
-
 # Where in a collection the value of a day is.
 ONLY = "the only document"
 LONGEST = "the session with the longest sleep"  # for `sleep` only
@@ -414,9 +409,9 @@ class Metric(NamedTuple):
 
     def value_in(self, documents: Documents) -> float | None:
         """Return the value of a day, or None if Oura has none. Raises `RunError`."""
-        found = documents[self.collection]
         if self.part == SUM:
             return self.minutes_in(documents)
+        found = documents[self.collection]
         if self.part == LONGEST and found:
             found = [max(found, key=lambda one: TOTAL_SLEEP.number_in(one, "sleep", 60) or 0)]
         return self.number_in(found[0], self.collection) if found else None
@@ -663,6 +658,7 @@ class Oura(Service):
             params["fields"] = ",".join(["id", "day", "type", *fields])
         headers = {"Authorization": f"Bearer {token}"}
         documents: list[Json] = []
+        ids: set[str] = set()
         for _ in range(MAX_PAGES):
             page = self.request("GET", collection, params=params, headers=headers)
             data = page.get("data")
@@ -673,9 +669,11 @@ class Oura(Service):
                 if day is None:
                     raise RunError(f"Oura {collection} has a document without a readable day")
                 # A document comes twice if a page boundary moves between two requests.
-                is_copy = document.get("id") and document["id"] in [d.get("id") for d in documents]
-                if oldest <= day <= newest and not is_copy:
+                identity = str(document.get("id") or "")
+                if oldest <= day <= newest and identity not in ids:
                     documents.append(document)
+                    if identity:
+                        ids.add(identity)
             if not page.get("next_token"):
                 return documents
             params["next_token"] = page["next_token"]
@@ -1285,10 +1283,9 @@ def show_demo(day: date) -> int:
     return 0
 
 
-def check_oura(client: httpx.Client, settings: Settings) -> str:
+def check_oura(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> str:
     """Return what is to be said of Oura if it works. Raises `RunError` if not."""
     settings.require_for_reading()
-    metrics = choose_metrics(settings["OURA_METRICS"])
     week = [date.today() - n * ONE_DAY for n in range(7)]
     found = Oura(client, settings).read(week, metrics)
     nights = [map_day(day, found[day], metrics) for day in week]
@@ -1297,10 +1294,10 @@ def check_oura(client: httpx.Client, settings: Settings) -> str:
     return f"reading works with {way}; latest night: {latest}."
 
 
-def check_petals(client: httpx.Client, settings: Settings) -> str:
+def check_petals(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> str:
     """Return what is to be said of Petals if it works. Raises `RunError` if not."""
-    settings.require("PETALS_API_KEY", "PETALS_HOST")
-    petals, metrics = Petals(client, settings), choose_metrics(settings["OURA_METRICS"])
+    settings.require(*PETALS_SETTINGS)
+    petals = Petals(client, settings)
     try:
         petals.load_list()
     except RunError as error:
@@ -1316,13 +1313,13 @@ def check_petals(client: httpx.Client, settings: Settings) -> str:
     return f"the key is accepted; {count}; latest observation: {max(latest, default='none yet')}."
 
 
-def check_services(client: httpx.Client, settings: Settings) -> int:
+def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> int:
     """Say whether each service works, and write to neither. Return the exit code."""
     code = 0
     for name, check in (("Oura", check_oura), ("Petals", check_petals)):
         try:
             with time_limit(RUN_SECONDS):
-                say(f"{name}: {check(client, settings)}")
+                say(f"{name}: {check(client, settings, metrics)}")
         except (RunError, TimeLimit) as error:
             logging.error(f"{name}: {str(error).removeprefix(f'{name} ')}")
             code = 1
@@ -1344,7 +1341,7 @@ def day_argument(text: str) -> date:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line. Raises `SystemExit` with 2 if they are wrong."""
     codes = "exit codes: 0 done, 1 something failed, 2 wrong usage or settings, 130 interrupted"
-    summary = "Send the nights measured by an Oura ring to Petals."
+    summary = __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(description=summary, epilog=codes, allow_abbrev=False)
     # fmt: off
     add, add_mode = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
@@ -1378,12 +1375,12 @@ def run(options: argparse.Namespace) -> int:
     elif options.dry_run:
         settings.require_for_reading()
     elif not options.check:  # a check tells for each service what is missing
-        settings.require_for_reading("PETALS_API_KEY", "PETALS_HOST")
+        settings.require_for_reading(*PETALS_SETTINGS)
     transfer = Transfer(settings, options)  # raises if OURA_METRICS is wrong
     SECRETS.update(settings[name] for name in KEYS if settings[name])
     client = open_client()
     if options.check:
-        return check_services(client, settings)
+        return check_services(client, settings, transfer.metrics)
     if options.login:
         return log_in(client, settings)
     if options.dry_run:
@@ -1393,7 +1390,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    # They are None if they are closed.
+    # A stream is None if the shell has closed it.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open to the end
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open to the end

@@ -11,8 +11,19 @@ from pathlib import Path
 import httpx
 import pytest
 import respx
-from fakes import DAY, KEY, SCRIPT, TOKEN, ArrayPetals, Cron, Oura, Petals, World, hanging_ends
-from fakes import daily_sleep as daily_sleep_document
+from fakes import (
+    DAY,
+    KEY,
+    SCRIPT,
+    TOKEN,
+    ArrayPetals,
+    Cron,
+    Oura,
+    Petals,
+    World,
+    daily_sleep,
+    hanging_ends,
+)
 
 import oura_to_petals
 
@@ -82,7 +93,7 @@ def week(world: World) -> World:
 def array_world(world: World) -> World:
     """An array server, and an Oura with the total in `daily_sleep` and without `sleep`."""
     world.petals = ArrayPetals()
-    world.oura.collections["daily_sleep"] = [daily_sleep_document(DAY, total_sleep_duration=25_920)]
+    world.oura.collections["daily_sleep"] = [daily_sleep(DAY, total_sleep_duration=25_920)]
     world.oura.collections["sleep"] = None
     return world
 
