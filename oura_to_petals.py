@@ -74,7 +74,10 @@ class RunError(Exception):
 
 
 class SettingsError(RunError):
-    """A setting, or something on this machine, is wrong. Exit code 2, or 1 once days are sent."""
+    """A setting, or something else on this machine, is wrong.
+
+    The exit code is 2 if it reaches `main`. `push` and `check_services` treat it as any `RunError`.
+    """
 
 
 class TimeLimit(BaseException):
@@ -215,8 +218,9 @@ MAX_DELAY = 60.0  # seconds between two attempts
 TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_SECONDS
 MAX_BYTES = 8 * 2**20
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-# For the three reads and the list. Signals go to the main thread, which can hold them back.
+# Signals go to the main thread, which can hold them back.
 BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
+# One for each of COLLECTIONS, and one for the list of metrics.
 THREADS = ThreadPoolExecutor(4, initializer=signal.pthread_sigmask, initargs=BLOCKED)
 SECRETS: set[str] = set()  # the keys and tokens of this run
 
@@ -1089,7 +1093,7 @@ class Transfer:
     def days_left(self) -> list[date]:
         """Return the days that are older than the last one that was sent.
 
-        A newer one that failed alone is not among them: it was reported.
+        Newer days that failed without ending the run are not among them: they were reported.
         """
         return [day for day in self.days if not self.sent or day < self.sent[-1]]
 
@@ -1151,8 +1155,8 @@ def read_nights(transfer: Transfer, oura: Oura, days: Sequence[date]) -> list[Ni
 def list_is_optional(error: RunError) -> bool:
     """Return whether a run goes on after this failure of `Petals.load_list`.
 
-    A list that fails proves nothing: that of a new user can be a 500 until the first observation,
-    and later leaves out metrics without one (measured with Petals 2.5.0).
+    It proves nothing: for a new user the list can be a 500 until the first observation, and it
+    leaves out metrics that have no observation (measured with Petals 2.5.0).
     """
     return not error.fatal and (error.status == 0 or error.status >= 500)
 
