@@ -573,6 +573,17 @@ def ended(process: subprocess.Popen[str], stdin: str = "") -> Ended:
     return Ended(process.returncode, out, err)
 
 
+def wait_until(
+    happened: Callable[[], object], what: str, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Wait for something that a run does, while its process lives, for up to 20 seconds."""
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end, f"{what} did not happen"
+        assert process is None or process.poll() is None, f"{what}: {ended(process)}"
+        time.sleep(0.01)
+
+
 def interrupt(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
     """Send a signal to a process that waits for an answer."""
     time.sleep(0.1)  # it has asked, but may not wait yet

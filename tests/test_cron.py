@@ -32,6 +32,7 @@ from fakes import (
     hang,
     interrupt,
     local_server,
+    wait_until,
     well,
 )
 
@@ -101,6 +102,12 @@ def test_unread_output_changes_nothing(cron, served, options, output, code):
     assert served.petals.stored == ({} if options else {str(DAY): VALUES})
 
 
+def test_help_reaches_a_pipe(cron):
+    done = cron.shell("$SCRIPT --help | cat")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("usage: ")
+
+
 @pytest.mark.parametrize(
     ("option", "closed", "code"),
     [("--help", "stdout", 0), ("--version", "stdout", 0), ("--days=0", "stderr", 2)],
@@ -155,8 +162,7 @@ def test_a_stopped_run_prints_a_working_command(cron, served, home):
     served.oura.fill(7)
     served.petals.fail(BULK, well, well, hang)
     process = cron.start("--date", str(DAY), "--days", "7", "--env-file", "my keys")
-    while len(served.petals.asked(BULK)) < 3:
-        time.sleep(0.01)
+    wait_until(lambda: len(served.petals.asked(BULK)) == 3, "the third day", process)
     interrupt(process, signal.SIGTERM)
     stopped = ended(process)
     assert stopped.code == 130
@@ -175,8 +181,8 @@ def test_a_process_ends_at_once(cron, served):
     served.oura.fail(SLEEP, hang)
     served.petals.fail(LIST, hang)
     process = cron.start("--date", str(DAY), **served.env)
-    while not (served.oura.asked(SLEEP) and served.petals.asked(LIST)):
-        time.sleep(0.01)
+    both = lambda: served.oura.asked(SLEEP) and served.petals.asked(LIST)  # noqa: E731 - short
+    wait_until(both, "a read and the list", process)
     interrupt(process, signal.SIGHUP)
     started = time.monotonic()
     assert ended(process).failed(130) == "2026-06-10: interrupted"
