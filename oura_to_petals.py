@@ -5,8 +5,9 @@
 # ///
 """Send the nights measured by an Oura ring to Petals.
 
-A run goes from `main` to `push` and `send_days`: year by year, it reads the days from Oura
-(`Oura.read`), maps each one to a `Night` (`map_day`) and stores it in Petals (`Petals.store`).
+A run goes from `main` to `push`: year by year, it reads the days from Oura (`Oura.read`), maps each
+one to a `Night` (`map_day`) and stores it in Petals (`Petals.store`). Wherever there are several
+days, the newest is the first.
 The Oura token is sent to OURA_HOST only, the Petals key to PETALS_HOST only, the client secret and
 the refresh token to OURA_TOKEN_URL only. The one file that is written has the tokens of `--login`.
 "The guide" is what Petals published for such a script. Both services differ from it today, but
@@ -25,23 +26,21 @@ import json
 import logging
 import os
 import re
-import secrets
 import select
 import shlex
 import signal
 import socket
 import stat
 import sys
-import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import date, datetime, timedelta, timezone
+from math import inf
 from pathlib import Path
-from random import uniform
 from time import sleep
-from typing import Any, NamedTuple, NoReturn, TextIO, cast
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar, cast
 
 try:
     import httpx
@@ -53,6 +52,7 @@ except ModuleNotFoundError:
 __version__ = "2.0.0"
 
 Json = dict[str, Any]  # a JSON object
+T = TypeVar("T")
 ONE_DAY = timedelta(days=1)
 
 
@@ -61,10 +61,6 @@ class RunError(Exception):
 
     `fatal` is true if every further request would fail too, for example because a key is refused.
     """
-
-    status = 0  # of the response to a request, if there was one
-    unreachable = False  # whether there was no connection
-    retry_after: float | None = None  # the seconds that the server asks to wait
 
     def __init__(self, reason: str, advice: str = "", fatal: bool = False) -> None:
         self.reason, self.advice, self.fatal = reason, advice, fatal
@@ -76,7 +72,7 @@ class RunError(Exception):
 class SettingsError(RunError):
     """A setting, or something else on this machine, is wrong.
 
-    The exit code is 2 if it reaches `main`. `push` and `check_services` treat it as any `RunError`.
+    The exit code is 2 if it reaches `main`. Within a push or a check, it is like any `RunError`.
     """
 
 
@@ -85,49 +81,53 @@ class TimeLimit(BaseException):
 
 
 # --- Settings ---------------------------------------------------------------------------------
-# Each one comes from the environment, else from the .env file, else from DEFAULTS.
+# Each one comes from the environment, else from the .env file, else it has its default.
 
-DEFAULTS = {
-    "OURA_CLIENT_ID": "",
-    "OURA_CLIENT_SECRET": "",
-    "OURA_REDIRECT_URI": "http://localhost:8080/callback/",
-    "OURA_AUTHORIZE_URL": "https://moi.ouraring.com/oauth/v2/ext/oauth-authorize",
-    "OURA_TOKEN_URL": "https://moi.ouraring.com/oauth/v2/ext/oauth-token",
-    "OURA_TOKEN_FILE": "~/.local/state/oura-to-petals/oura-token.json",
-    "OURA_TOKEN": "",
-    "OURA_HOST": "https://api.ouraring.com",
-    "OURA_METRICS": "default",
-    "PETALS_API_KEY": "",
-    "PETALS_HOST": "https://petals.chat",
+
+class Setting(NamedTuple):
+    """A row of `SETTINGS`. The value has to fit each form, which is a regular expression."""
+
+    default: str
+    forms: Sequence[str] = ()
+
+
+KEY = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
+OF_PETALS = "petals-.+"
+LOCAL = r"http://(localhost|127\.0\.0\.1|\[::1\])"
+URL = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL})(:\d{{1,5}})?(/[^\s?#@\\]*)?"
+REDIRECT = r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?"
+PATH = "/.*"  # cron starts in another folder than a person
+PROBLEMS = {  # what is said of a value that does not fit
+    KEY: "has a space or another character that is in no key: copy it again",
+    OF_PETALS: "does not begin with petals-: copy it again",
+    URL: "is not a plain https:// address (http:// only for localhost)",
+    REDIRECT: "is not a complete address",
+    PATH: "must begin with / or ~/",
 }
-APPLICATION = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET")
-KEYS = (*APPLICATION, "OURA_TOKEN", "PETALS_API_KEY")
-SIGN_IN_SETTINGS = (*APPLICATION, "OURA_TOKEN_URL", "OURA_TOKEN_FILE", "OURA_HOST")
-PETALS_SETTINGS = ("PETALS_API_KEY", "PETALS_HOST")
+
+SETTINGS = {
+    "OURA_CLIENT_ID": Setting("", [KEY]),
+    "OURA_CLIENT_SECRET": Setting("", [KEY]),
+    "OURA_REDIRECT_URI": Setting("http://localhost:8080/callback/", [REDIRECT]),
+    "OURA_AUTHORIZE_URL": Setting("https://moi.ouraring.com/oauth/v2/ext/oauth-authorize", [URL]),
+    "OURA_TOKEN_URL": Setting("https://moi.ouraring.com/oauth/v2/ext/oauth-token", [URL]),
+    "OURA_TOKEN_FILE": Setting("~/.local/state/oura-to-petals/oura-token.json", [PATH]),
+    "OURA_TOKEN": Setting("", [KEY]),
+    "OURA_HOST": Setting("https://api.ouraring.com", [URL]),
+    "OURA_METRICS": Setting("default"),  # `choose_metrics` looks at it
+    "PETALS_API_KEY": Setting("", [OF_PETALS, KEY]),
+    "PETALS_HOST": Setting("https://petals.chat", [URL]),
+}
+KEYS = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
+
+# What the modes need. Reading Oura takes either the first or the second.
+PERSONAL_TOKEN = ("OURA_TOKEN", "OURA_HOST")
+SIGN_IN = ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "OURA_TOKEN_URL", "OURA_TOKEN_FILE", "OURA_HOST")
+LOGIN = (*SIGN_IN, "OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL")
+PETALS = ("PETALS_API_KEY", "PETALS_HOST")
+
 SCRIPT = Path(__file__).resolve()
 INSTALLED_NAME = "oura-to-petals"  # the name under which pip, pipx and uv install this script
-
-KEY_FORM = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
-LOCAL_FORM = r"http://(localhost|127\.0\.0\.1|\[::1\])"
-URL_FORM = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL_FORM})(:\d{{1,5}})?(/[^\s?#@\\]*)?"
-REDIRECT_FORM = r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?"
-
-
-def form_problem(name: str, value: str) -> str:
-    """Return what is wrong with the form of a setting, without the value, or ""."""
-    if name == "OURA_TOKEN" and value.startswith("petals-"):
-        return "begins with petals-: are the two keys swapped?"
-    if name == "PETALS_API_KEY" and not re.match("petals-.", value):
-        return "does not begin with petals-: copy it again"
-    if name in KEYS and not re.fullmatch(KEY_FORM, value, re.ASCII):
-        return "has a space or another character that is in no key: copy it again"
-    if name.endswith(("_HOST", "_URL")) and not re.fullmatch(URL_FORM, value, re.ASCII):
-        return "is not a plain https:// address (http:// only for localhost)"
-    if name == "OURA_REDIRECT_URI" and not re.fullmatch(REDIRECT_FORM, value, re.ASCII):
-        return "is not a complete address"
-    if name == "OURA_TOKEN_FILE" and not os.path.isabs(value):
-        return "must begin with / or ~/"  # cron starts in another folder than a person
-    return ""
 
 
 class Settings(dict[str, str]):
@@ -145,32 +145,37 @@ class Settings(dict[str, str]):
         env_file = ["--env-file", str(self.named_file)] if self.named_file else []
         return shlex.join([*program, *options, *env_file])
 
-    def require(self, *names: str) -> None:
+    def form_problem(self, name: str) -> str:
+        """Return what is wrong with the form of a value, without the value, or ""."""
+        if name == "OURA_TOKEN" and self[name].startswith("petals-"):
+            return "begins with petals-: are the two keys swapped?"
+        wrong = [
+            PROBLEMS[form]
+            for form in SETTINGS[name].forms
+            if not re.fullmatch(form, self[name], re.ASCII | re.DOTALL)
+        ]
+        return wrong[0] if wrong else ""
+
+    def require(self, *names: str, hint: str = "") -> None:
         """Raise `SettingsError` with all of these settings that are missing or wrong."""
         problems = []
         if missing := [name for name in names if not self[name]]:
             places = " or ".join(map(str, self.env_places))
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
-            is_login = "OURA_REDIRECT_URI" in names  # a login needs the client id and secret
-            if not is_login and not set(APPLICATION).isdisjoint(missing):
-                problems.append("OURA_TOKEN can take the place of the client id and secret")
+        if hint:
+            problems.append(hint)
         for name in names:
-            if self[name] and (problem := form_problem(name, self[name])):
+            if self[name] and (problem := self.form_problem(name)):
                 problems.append(f"{name} {problem}")
         if problems:
             raise SettingsError("; ".join(problems))
 
     def require_for_reading(self, *more_names: str) -> None:
-        """Raise `SettingsError` if Oura cannot be read, or more settings are missing or wrong."""
-        if self["OURA_TOKEN"]:
-            self.require("OURA_TOKEN", "OURA_HOST", *more_names)
-            return
-        self.require(*SIGN_IN_SETTINGS, *more_names)
-        file = Path(self["OURA_TOKEN_FILE"])
-        with suppress(OSError):  # one that cannot be read is reported when it is used
-            if not file.exists() or not file.read_bytes().strip():
-                command = self.command("--login")
-                raise SettingsError(f"not signed in: no tokens in {file}", f"run {command}")
+        """Raise `SettingsError` if what Oura or `more_names` need is missing or wrong."""
+        hint = ""
+        if not self["OURA_TOKEN"] and not (self["OURA_CLIENT_ID"] and self["OURA_CLIENT_SECRET"]):
+            hint = "OURA_TOKEN can take the place of the client id and secret"
+        self.require(*(PERSONAL_TOKEN if self["OURA_TOKEN"] else SIGN_IN), *more_names, hint=hint)
 
 
 def read_env_file(path: Path) -> dict[str, str | None]:
@@ -203,9 +208,9 @@ def load_settings(named_file: Path | None) -> Settings:
         found = [settings.named_file]
     settings.env_places = found[:1] or places
     in_file = read_env_file(found[0]) if found else {}
-    for name, default in DEFAULTS.items():
+    for name, setting in SETTINGS.items():
         in_environment = os.environ.get(name, "").strip()
-        settings[name] = in_environment or (in_file.get(name) or "").strip() or default
+        settings[name] = in_environment or (in_file.get(name) or "").strip() or setting.default
     settings["OURA_TOKEN_FILE"] = os.path.expanduser(settings["OURA_TOKEN_FILE"])
     return settings
 
@@ -218,10 +223,6 @@ MAX_DELAY = 60.0  # seconds between two attempts
 TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_SECONDS
 MAX_BYTES = 8 * 2**20
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-# Signals go to the main thread, which can hold them back.
-BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
-# One for each of COLLECTIONS, and one for the list of metrics.
-THREADS = ThreadPoolExecutor(4, initializer=signal.pthread_sigmask, initargs=BLOCKED)
 SECRETS: set[str] = set()  # the keys and tokens of this run
 
 
@@ -254,8 +255,18 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def seconds_left() -> float:
-    """Return the seconds to the time limit. Without one, 0, and nothing is tried again."""
-    return signal.getitimer(signal.ITIMER_REAL)[0]
+    """Return the seconds to the time limit, or infinity if there is none."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] or inf
+
+
+@contextmanager
+def time_limit_held() -> Iterator[None]:
+    """Stop the clock of the time limit while the block runs."""
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 @contextmanager
@@ -269,7 +280,10 @@ def stop_signals_held_back() -> Iterator[None]:
 
 
 def open_client() -> httpx.Client:
-    """Return the HTTP client of a run. Raises `SettingsError` if it cannot be set up."""
+    """Return the HTTP client of a run. Raises `SettingsError` if it cannot be set up.
+
+    With `-v`, httpx logs each request with its address, so no address may have a secret in it.
+    """
     try:
         return httpx.Client(
             verify=httpx.create_ssl_context(),
@@ -284,58 +298,77 @@ def open_client() -> httpx.Client:
     raise SettingsError(problem)
 
 
-def retry_delay(
-    error: RunError, attempt: int, attempts_if_unclear: int, left: float
-) -> float | None:
+class RequestError(RunError):
+    """A request that failed, and might be tried again.
+
+    `status` is the one of the response, or 0 without a response. `unreachable` is true if there was
+    no connection. `retry_after` is the time that the server asks to wait, in seconds.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        advice: str,
+        fatal: bool,
+        status: int = 0,
+        unreachable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(reason, advice, fatal)
+        self.status, self.unreachable, self.retry_after = status, unreachable, retry_after
+
+
+def retry_delay(error: RequestError, attempt: int, attempts: int, left: float) -> float | None:
     """Return the seconds before the next attempt, or None if there is none.
 
-    If the request was surely not carried out, there are MAX_ATTEMPTS. If that is unclear, there are
-    `attempts_if_unclear`. `left` is the number of seconds to the time limit.
+    `attempt` is the number of the one that failed. `left` is the seconds to the time limit.
     """
-    surely_not_done = error.unreachable or error.status in (429, 503)
-    max_attempts = MAX_ATTEMPTS if surely_not_done else attempts_if_unclear
-    if error.status not in (0, 408, 429, 500, 502, 503, 504) or attempt >= max_attempts:
+    if error.unreachable:  # nothing was sent, so nothing can be done twice
+        attempts = MAX_ATTEMPTS
+    if error.status not in (0, 408, 429, 500, 502, 503, 504) or attempt >= attempts:
         return None
-    delay = error.retry_after
-    if delay is None:
-        delay = 2.0 ** (attempt - 1) * uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
+    delay = 2.0 ** (attempt - 1) if error.retry_after is None else error.retry_after
     return delay if delay <= min(MAX_DELAY, left - TIME_OUT) else None
 
 
 class Service:
-    """A server. `advice` says by status what a person can do about a refusal."""
+    """A server that is asked for JSON objects."""
 
-    name = url_setting = key_settings = path = ""
-    advice: Mapping[int, str] = {}
+    name = url_setting = path = ""
+    failure_is_fatal = False  # whether nothing works any more after a failed request
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         self.client, self.settings = client, settings
         url = settings[self.url_setting]
         self.url = url.rstrip("/") + self.path if self.path else url
 
-    def request(
-        self, method: str, path: str, attempts_if_unclear: int = MAX_ATTEMPTS, **content: Any
-    ) -> Json:
-        """Return the JSON object that answers a request. Raises `RunError`.
+    def advice(self, status: int) -> str:
+        """Return what a person can do about a refusal."""
+        if status == 429 or status >= 500:
+            return "try again later"
+        return f"check {self.url_setting}"
 
-        Within a `time_limit`, a request is tried again after a failure that may pass.
+    def request(self, method: str, path: str, attempts: int = MAX_ATTEMPTS, **content: Any) -> Json:
+        """Return the answer to a request. Raises `RequestError`.
+
+        It is tried again after a failure that may pass, if the time limit leaves time for that.
         """
         attempt = 1
         while True:
             try:
-                return self.request_once(method, path, content)
-            except RunError as error:
-                delay = retry_delay(error, attempt, attempts_if_unclear, seconds_left())
+                return self.request_once(method, path, content, attempt)
+            except RequestError as error:
+                delay = retry_delay(error, attempt, attempts, seconds_left())
                 if delay is None:
-                    error.reason += f" ({attempt} tries)" if attempt > 1 else ""
                     raise
                 logging.info(f"{error.reason}; next try in {delay:.1f} seconds")
             sleep(delay)
             attempt += 1
 
-    def request_once(self, method: str, path: str, content: Json) -> Json:
-        """Return the JSON object that answers a request. Raises `RunError`."""
+    def request_once(self, method: str, path: str, content: Json, attempt: int) -> Json:
+        """Return the answer to the given attempt of a request. Raises `RequestError`."""
         name, body, answer = f"{self.name} {path}".strip(), bytearray(), None
+        tries = f" ({attempt} tries)" if attempt > 1 else ""
         try:
             with self.client.stream(method, self.url + path, **content) as response:
                 for chunk in response.iter_bytes():
@@ -346,40 +379,35 @@ class Service:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:
             unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
-            reason = f"{what}: {clean(str(error)) or type(error).__name__}"
+            reason = f"{what}: {clean(str(error)) or type(error).__name__}{tries}"
             advice = f"check the network and {self.url_setting}"
-            failure = RunError(reason, advice, fatal=unreachable)
-            failure.unreachable = unreachable
-            raise failure from None
+            fatal = unreachable or self.failure_is_fatal
+            raise RequestError(reason, advice, fatal, unreachable=unreachable) from None
         with suppress(ValueError, RecursionError):
             answer = json.loads(body)
         if response.is_success and isinstance(answer, dict):
             return answer
-        raise self.refusal(name, response, answer, body.decode(errors="replace"))
+        status, wait = response.status_code, response.headers.get("Retry-After", "")
+        said = what_was_said(response, answer, body.decode(errors="replace"))
+        reason = f"{name} answered {status}: {said}".removesuffix(": ") + tries
+        retry_after = float(wait) if re.fullmatch("[0-9]+", wait) else None
+        seconds = f"try again in {retry_after:.0f} seconds" if retry_after is not None else ""
+        fatal = status in (401, 403, 426, 429) or self.failure_is_fatal
+        advice = seconds or self.advice(status)
+        raise RequestError(reason, advice, fatal, status, retry_after=retry_after)
 
-    def refusal(self, name: str, response: httpx.Response, answer: Any, body: str) -> RunError:
-        """Return the error for a response that is not a success with a JSON object."""
-        status, headers = response.status_code, response.headers
-        said: object = body
-        if isinstance(answer, dict):
-            for key in ("title", "error", "detail", "message", "error_description"):
-                said = answer.get(key) or said  # the last one has the most to say
-        advice = self.advice.get(status, f"check {self.key_settings} and {self.url_setting}")
-        retry_after = None
-        if status < 300:
-            said, advice = "no JSON object of at most 8 MiB", f"check {self.url_setting}"
-        elif status < 400:
-            said = f"a redirect to {headers.get('Location', 'nowhere')}, not followed"
-            advice = f"check {self.url_setting}"
-        elif re.fullmatch("[0-9]+", headers.get("Retry-After", "")):
-            retry_after = float(headers["Retry-After"])
-            advice = f"try again in {retry_after:.0f} seconds"
-        elif status == 429 or status >= 500:
-            advice = "try again later"
-        reason = f"{name} answered {status}: {clean(said)}".removesuffix(": ")
-        error = RunError(reason, advice, fatal=status in (401, 403, 426, 429))
-        error.status, error.retry_after = status, retry_after
-        return error
+
+def what_was_said(response: httpx.Response, answer: Any, body: str) -> str:
+    """Return in a few words what a response says that is not a success with a JSON object."""
+    if response.is_success:
+        return "no JSON object of at most 8 MiB"
+    if response.status_code < 400:
+        return f"a redirect to {clean(response.headers.get('Location', 'nowhere'))}, not followed"
+    said: object = body
+    if isinstance(answer, dict):
+        for key in ("title", "error", "detail", "message", "error_description"):
+            said = answer.get(key) or said  # the last one has the most to say
+    return clean(said)
 
 
 # --- Metrics ----------------------------------------------------------------------------------
@@ -405,11 +433,6 @@ class Metric(NamedTuple):
     high: float
     label: str
     description: str
-
-    @property
-    def slug_with_underscores(self) -> str:
-        """The slug as Petals wants it. A hyphen is an error (measured with Petals 2.1.0)."""
-        return self.slug.replace("-", "_")
 
     def value_in(self, documents: Documents) -> float | None:
         """Return the value of a day, or None if Oura has none. Raises `RunError`."""
@@ -489,7 +512,7 @@ METRICS = {row[0]: Metric(*row) for row in (
 # fmt: on
 # Every run reads all of them, and fails if one fails, or if one of a chosen metric is empty for
 # several days (`read_collections`). So a further one has to be in the permission `daily`, or all
-# sign-ins stop working, and to have one document a day, with its `day`. THREADS needs one more.
+# sign-ins stop working, and to have one document a day, with its `day`.
 COLLECTIONS = tuple(dict.fromkeys(metric.collection for metric in METRICS.values()))
 TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
@@ -511,7 +534,7 @@ class Night(NamedTuple):
 
     day: date
     occurred_at: str
-    values: dict[Metric, float]
+    values: dict[str, float]  # by slug, as in METRICS
     sentence: str
 
 
@@ -554,7 +577,7 @@ def map_day(day: date, documents: Documents, chosen: Sequence[Metric]) -> Night:
             continue  # the sentence can do without it
         if value is not None:
             values[metric.slug] = value
-    sent = {metric: values[metric.slug] for metric in chosen if metric.slug in values}
+    sent = {metric.slug: values[metric.slug] for metric in chosen if metric.slug in values}
     return Night(day, f"{day}T00:00:00Z", sent, describe(values))
 
 
@@ -562,7 +585,12 @@ def map_day(day: date, documents: Documents, chosen: Sequence[Metric]) -> Night:
 # Oura API 2.0, with a personal access token or with the tokens of a sign-in.
 
 MAX_PAGES = 200
-ALLOW_ALL = "run --login again and allow all that Oura asks for"
+# Signals go to the main thread, which can hold them back.
+BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
+# One thread for each collection, and one for Petals' list of metrics.
+THREADS = ThreadPoolExecutor(
+    len(COLLECTIONS) + 1, initializer=signal.pthread_sigmask, initargs=BLOCKED
+)
 
 
 def parse_day(text: object) -> date | None:
@@ -586,47 +614,51 @@ def daily_sleep_suffices(found: Documents, metrics: Sequence[Metric]) -> bool:
 
 
 class Oura(Service):
-    """The documents that Oura has for some days."""
+    """The documents that Oura has for some days.
+
+    Without a `personal_token` it needs a sign-in. Raises `SettingsError` if there is none.
+    """
 
     name, url_setting, path = "Oura", "OURA_HOST", "/v2/usercollection/"
-    advice = {  # noqa: RUF012 - nothing changes it
-        401: "Oura no longer issues personal tokens: remove OURA_TOKEN and sign in with --login",
-        403: f"the Oura membership has lapsed or a permission is missing: {ALLOW_ALL}",
-        426: "the Oura app on the phone is too old: update it",
-    }
 
-    def __init__(self, client: httpx.Client, settings: Settings) -> None:
+    def __init__(self, client: httpx.Client, settings: Settings, personal_token: str) -> None:
         super().__init__(client, settings)
+        self.personal_token = personal_token
         self.sign_in = SignIn(client, settings)
-        self.key_settings = "OURA_TOKEN"
-        if not settings["OURA_TOKEN"]:
-            self.key_settings = SignIn.key_settings
-            # `read` renews an expired token, so it is a new one that was refused.
-            self.advice = {**self.advice, 401: f"a permission is missing: {ALLOW_ALL}"}
+        self.token = personal_token or self.sign_in.access_token()
+
+    def advice(self, status: int) -> str:
+        """Return what a person can do about a refusal."""
+        allow_all = f"run {self.settings.command('--login')} again and allow all that Oura asks for"
+        if status == 401 and self.personal_token:
+            return (
+                "Oura no longer issues personal tokens: remove OURA_TOKEN and sign in with --login"
+            )
+        if status == 401:  # `read` renews an expired token, so it is a new one that was refused
+            return f"a permission is missing: {allow_all}"
+        if status == 403:
+            return f"the Oura membership has lapsed or a permission is missing: {allow_all}"
+        if status == 426:
+            return "the Oura app on the phone is too old: update it"
+        return super().advice(status)
 
     def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> Mapping[date, Documents]:
-        """Return what Oura has for each day, if need be with a new token. Raises `RunError`.
-
-        The days follow one another, the newest first, here and wherever there are several.
-        """
-        personal_token = self.settings["OURA_TOKEN"]
-        token = personal_token or self.sign_in.access_token()
+        """Return what Oura has for each day, if need be with a new token. Raises `RunError`."""
         try:
-            return self.read_collections(token, days, metrics)
-        except RunError as error:
-            if error.status != 401 or personal_token:
+            return self.read_collections(days, metrics)
+        except RequestError as error:
+            if error.status != 401 or self.personal_token:
                 raise
-        new_token = self.sign_in.access_token(refused=token)
-        return self.read_collections(new_token, days, metrics)
+        self.token = self.sign_in.access_token(refused=self.token)
+        return self.read_collections(days, metrics)
 
     def read_collections(
-        self, token: str, days: Sequence[date], metrics: Sequence[Metric]
+        self, days: Sequence[date], metrics: Sequence[Metric]
     ) -> Mapping[date, Documents]:
         """Read all collections at the same time. Raises `RunError`."""
-        reads = {name: THREADS.submit(self.read_pages, name, token, days) for name in COLLECTIONS}
-        wait(reads.values())
-        for read in reads.values():  # a fatal failure counts more than another
-            error = read.exception()
+        reads = {name: THREADS.submit(self.read_pages, name, days) for name in COLLECTIONS}
+        errors = [read.exception() for read in reads.values()]  # waits for all of them
+        for error in errors:  # a fatal failure counts more than another
             if isinstance(error, RunError) and error.fatal:
                 raise error
         found = {name: read.result() for name, read in reads.items() if name != "sleep"}
@@ -651,8 +683,11 @@ class Oura(Service):
                 by_day[date.fromisoformat(document["day"])][name].append(document)
         return by_day
 
-    def read_pages(self, collection: str, token: str, days: Sequence[date]) -> list[Json]:
-        """Return the documents of these days, from all pages of a collection. Raises `RunError`."""
+    def read_pages(self, collection: str, days: Sequence[date]) -> list[Json]:
+        """Return the documents of these days, from all pages of a collection. Raises `RunError`.
+
+        The days follow one another.
+        """
         newest, oldest = days[0], days[-1]
         # Users measured that the first or the last day is left out. So ask for one more of each.
         params = {"start_date": str(oldest - ONE_DAY), "end_date": str(newest + ONE_DAY)}
@@ -660,7 +695,7 @@ class Oura(Service):
             rows = [row for row in METRICS.values() if row.collection == "sleep"]
             fields = [row.field.partition(".")[0] for row in rows]
             params["fields"] = ",".join(["id", "day", "type", *fields])
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {self.token}"}
         documents: list[Json] = []
         ids: set[str] = set()
         for _ in range(MAX_PAGES):
@@ -683,25 +718,21 @@ class Oura(Service):
             params["next_token"] = page["next_token"]
         raise RunError(f"Oura {collection} has more than {MAX_PAGES} pages", "check OURA_HOST")
 
+    def check(self, metrics: Sequence[Metric]) -> str:
+        """Return what is to be said of Oura if it works. Raises `RunError` if not."""
+        week = [date.today() - n * ONE_DAY for n in range(7)]
+        found = self.read(week, metrics)
+        nights = [map_day(day, found[day], metrics) for day in week]
+        latest = next((str(night.day) for night in nights if night.values), "none yet")
+        way = "OURA_TOKEN" if self.personal_token else self.settings["OURA_TOKEN_FILE"]
+        return f"reading works with {way}; latest night: {latest}."
+
 
 # --- Oura (sign in) ---------------------------------------------------------------------------
 # OAuth2 (RFC 6749) with PKCE (RFC 7636). An access token is used until Oura refuses it. A refresh
 # token works once, and its answer has the next one: whoever loses that has to sign in again.
 
 RENEWAL_SECONDS = 60.0  # for two attempts of TIME_OUT and the pause between them
-SIGN_IN_AGAIN = "sign in again with --login"
-
-
-def parse_tokens(content: str | bytes, place: str) -> dict[str, str]:
-    """Return the two tokens in a JSON object. Raises `RunError` if they cannot be used."""
-    found: Json = {}
-    with suppress(ValueError, TypeError, RecursionError):
-        found = dict(json.loads(content))
-    tokens = {name: str(found.get(name) or "") for name in ("access_token", "refresh_token")}
-    if not all(re.fullmatch("[!-~]+", token) for token in tokens.values()):
-        raise RunError(f"the tokens in {place} cannot be used", SIGN_IN_AGAIN)
-    SECRETS.update(tokens.values())
-    return tokens
 
 
 def overwrite(file: int, content: bytes) -> None:
@@ -714,72 +745,117 @@ def overwrite(file: int, content: bytes) -> None:
 
 
 class SignIn(Service):
-    """The tokens of `--login`. They are in `OURA_TOKEN_FILE`, which is locked while it is used."""
+    """The tokens of `--login`. They are in OURA_TOKEN_FILE, which is locked while it is used.
+
+    The file has a JSON object with `access_token` and `refresh_token`, padded by `overwrite`. With
+    blanks alone, it has no tokens yet.
+    """
 
     name, url_setting = "Oura sign-in", "OURA_TOKEN_URL"
-    key_settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
-    advice = dict.fromkeys((400, 401), f"{SIGN_IN_AGAIN}; if that fails, check {key_settings}")
+    failure_is_fatal = True
+
+    def advice(self, status: int) -> str:
+        """Return what a person can do about a refusal."""
+        if status in (400, 401):
+            settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
+            return f"sign in again with --login; if that fails, check {settings}"
+        return super().advice(status)
 
     @contextmanager
-    def open_file(self) -> Iterator[int]:
-        """Open and lock the token file. An `OSError` in the block, too, raises `SettingsError`."""
+    def open_file(self, flags: int = 0) -> Iterator[int]:
+        """Open and lock the token file. Raises a fatal `SettingsError`, also for the block."""
         path = self.settings["OURA_TOKEN_FILE"]
         try:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             # O_SYNC: what is written is on the disk.
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_SYNC, 0o600)
+            file = os.open(path, os.O_RDWR | os.O_SYNC | flags, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
             finally:
                 os.close(file)
+        except FileNotFoundError:
+            raise self.not_signed_in() from None
         except OSError as error:
-            raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
+            reason = f"OURA_TOKEN_FILE {path}: {error.strerror}"
+            raise SettingsError(reason, fatal=True) from None
+
+    def not_signed_in(self) -> SettingsError:
+        """Return the error for a token file that is not there or has no tokens."""
+        reason = f"not signed in: no tokens in {self.settings['OURA_TOKEN_FILE']}"
+        return SettingsError(reason, f"run {self.settings.command('--login')}", fatal=True)
+
+    def parse_tokens(self, content: str | bytes, place: str) -> dict[str, str]:
+        """Return the tokens in a JSON object. Raises a fatal `RunError` if they cannot be used."""
+        found: Json = {}
+        with suppress(ValueError, TypeError, RecursionError):
+            found = dict(json.loads(content))
+        tokens = {name: str(found.get(name) or "") for name in ("access_token", "refresh_token")}
+        if not all(re.fullmatch("[!-~]+", token) for token in tokens.values()):
+            advice = "sign in again with --login"
+            raise RunError(f"the tokens in {place} cannot be used", advice, fatal=True)
+        SECRETS.update(tokens.values())
+        return tokens
 
     def access_token(self, refused: str = "") -> str:
         """Return the access token, renewed if it is the refused one. Raises a fatal `RunError`."""
+        with self.open_file() as file:
+            content = os.pread(file, MAX_BYTES, 0)
+            if not content.strip():
+                raise self.not_signed_in()
+            tokens = self.parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
+            if tokens["access_token"] != refused:  # maybe because another run has renewed it
+                return tokens["access_token"]
+            if seconds_left() < RENEWAL_SECONDS:
+                reason = "too little time is left to renew the sign-in"
+                raise RunError(reason, "run again", fatal=True)
+            form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+            with stop_signals_held_back():
+                # If the file cannot be written, see it before the token is spent.
+                overwrite(file, content)
+                answer = self.ask_for_tokens(form)
+                # Without a new refresh token, the old one stays (RFC 6749, 6).
+                answer["refresh_token"] = answer.get("refresh_token") or tokens["refresh_token"]
+                return self.keep(file, answer)
+
+    def prepare(self) -> None:
+        """See that the token file can be written. Raises `SettingsError`."""
+        path = self.settings["OURA_TOKEN_FILE"]
         try:
-            with self.open_file() as file:
-                content = os.pread(file, MAX_BYTES, 0)
-                tokens = parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
-                if tokens["access_token"] != refused:  # maybe because another run has renewed it
-                    return tokens["access_token"]
-                if seconds_left() < RENEWAL_SECONDS:
-                    raise RunError("too little time is left to renew the sign-in", "run again")
-                form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-                return self.trade(file, form)["access_token"]
-        except RunError as error:
-            error.fatal = True  # nothing can be read without a token
-            raise
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
+        with self.open_file(os.O_CREAT) as file:
+            os.chmod(file, 0o600)
+            overwrite(file, os.pread(file, MAX_BYTES, 0))
 
     def exchange(self, code: str, verifier: str) -> None:
         """Trade an authorization code for tokens, and keep them. Raises `RunError`."""
         SECRETS.update((code, verifier))
         form = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
         form["redirect_uri"] = self.settings["OURA_REDIRECT_URI"]
-        with self.open_file() as file:
-            os.chmod(file, 0o600)
-            self.trade(file, form)
+        with self.open_file() as file, stop_signals_held_back():
+            answer = self.ask_for_tokens(form)
+            scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
+            if scope and "daily" not in str(scope).replace("extapi:", "").split():
+                advice = "see that your application at Oura has daily ticked, then run "
+                advice += (
+                    f"{self.settings.command('--login')} again and allow all that Oura asks for"
+                )
+                raise RunError("Oura did not grant the permission daily", advice)
+            self.keep(file, answer)
 
-    def trade(self, file: int, form: dict[str, str]) -> dict[str, str]:
-        """Spend a code or a refresh token; keep and return the new tokens. Raises `RunError`."""
+    def ask_for_tokens(self, form: dict[str, str]) -> Json:
+        """Spend a code or a refresh token; return Oura's answer. Raises `RequestError`."""
         client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
         data = {**form, "client_id": client_id, "client_secret": secret}
-        with stop_signals_held_back():
-            # If the file cannot be written, see it now: write what is there once more.
-            overwrite(file, os.pread(file, MAX_BYTES, 0))
-            # If it is unclear whether the token is spent, one more attempt is worth it.
-            answer = self.request("POST", "", attempts_if_unclear=2, data=data)
-            scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
-            is_sign_in = form["grant_type"] == "authorization_code"
-            if is_sign_in and scope and "daily" not in str(scope).replace("extapi:", "").split():
-                advice = f"see that your application at Oura has daily ticked, then {ALLOW_ALL}"
-                raise RunError("Oura did not grant the permission daily", advice)
-            # Without a new refresh token, the old one stays (RFC 6749, 6).
-            answer["refresh_token"] = answer.get("refresh_token") or form.get("refresh_token")
-            tokens = parse_tokens(json.dumps(answer), "Oura's answer")
-            overwrite(file, json.dumps(tokens).encode())
-        return tokens
+        # If an answer is lost, the token may be spent. One more attempt is worth it.
+        return self.request("POST", "", attempts=2, data=data)
+
+    def keep(self, file: int, answer: Json) -> str:
+        """Write the tokens of an answer to the file; return the access token. Raises `RunError`."""
+        tokens = self.parse_tokens(json.dumps(answer), "Oura's answer")
+        overwrite(file, json.dumps(tokens).encode())
+        return tokens["access_token"]
 
 
 def code_in(entered: str, state: str) -> str:
@@ -790,7 +866,7 @@ def code_in(entered: str, state: str) -> str:
         raise RunError(f"Oura refused the sign-in: {said}", "run --login again")
     if query.get("state") == state:  # otherwise the address is not one of this sign-in
         return str(query.get("code", ""))
-    return entered if re.fullmatch(KEY_FORM, entered, re.ASCII) else ""
+    return entered if re.fullmatch(KEY, entered, re.ASCII) else ""
 
 
 def answer_browser(listener: socket.socket, path: str, state: str) -> str:
@@ -857,11 +933,11 @@ def wait_for_code(redirect_uri: str, state: str) -> str:
 
 def log_in(client: httpx.Client, settings: Settings) -> int:
     """Sign in with Oura and try to read. Return the exit code. Raises `RunError`."""
-    personal_token, redirect_uri = settings["OURA_TOKEN"], settings["OURA_REDIRECT_URI"]
-    settings["OURA_TOKEN"] = ""  # or the first read would use it
-    oura = Oura(client, settings)
-    with oura.sign_in.open_file():
-        pass  # if this fails, it fails before anybody opens a browser
+    import secrets  # a morning does not need it
+
+    sign_in = SignIn(client, settings)
+    sign_in.prepare()  # if this fails, it fails before anybody opens a browser
+    redirect_uri = settings["OURA_REDIRECT_URI"]
     state, verifier = secrets.token_urlsafe(16), secrets.token_urlsafe(48)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
     params = {
@@ -878,12 +954,12 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
     say(f"Open this address in a browser and agree:\n  {address}")
     code = wait_for_code(redirect_uri, state)
     with time_limit(RUN_SECONDS):
-        oura.sign_in.exchange(code, verifier)
+        sign_in.exchange(code, verifier)
         file = settings["OURA_TOKEN_FILE"]
         say(f"You are signed in. The sign-in renews itself; its tokens are in {file}.")
-        oura.read([date.today()], [])
+        Oura(client, settings, personal_token="").read([date.today()], [])
     say(f"Reading Oura works. Next, check both services: {settings.command('--check')}")
-    if personal_token:
+    if settings["OURA_TOKEN"]:
         logging.warning("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
     return 0
 
@@ -891,7 +967,24 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
 # --- Petals -----------------------------------------------------------------------------------
 # Each day is sent as a whole, and replaces what Petals has of it.
 
+LIST_SECONDS = 10.0
 RENAME_IT = "rename that metric in Petals and run again"
+AGAIN = "the next run tries again"
+
+
+class MetricList(NamedTuple):
+    """What the list of metrics shows. An array server has none, and takes `array_body`."""
+
+    is_array_server: bool
+    metrics: Sequence[Json]
+
+
+NO_LIST = MetricList(is_array_server=False, metrics=())
+
+
+def petals_slug(metric: Metric) -> str:
+    """Return the slug with underscores. A hyphen is an error (measured with Petals 2.1.0)."""
+    return metric.slug.replace("-", "_")
 
 
 def definition(metric: Metric) -> Json:
@@ -900,121 +993,148 @@ def definition(metric: Metric) -> Json:
     return {**words, "aggregationHint": "avg"}
 
 
-def array_body(night: Night) -> list[Json]:
-    """Return a night as an array of observations, each with its metric inside."""
-    return [
-        {"metric": definition(metric), "value": value, "occurredAt": night.occurred_at}
-        for metric, value in night.values.items()
-    ]
+def array_body(night: Night, metrics: Sequence[Metric]) -> list[Json]:
+    """Return these metrics of a night as an array of observations, each with its metric inside."""
+    rows: list[Json] = []
+    for metric in metrics:
+        row = {"metric": definition(metric), "value": night.values[metric.slug]}
+        rows.append({**row, "occurredAt": night.occurred_at})
+    return rows
 
 
 def day_body(night: Night, metrics: Sequence[Metric]) -> Json:
     """Return these metrics of a night as the observations of a day, with the sentence as note."""
     rows: list[Json] = []
     for metric in metrics:
-        row = {"metricSlug": metric.slug_with_underscores, "value": night.values[metric]}
+        row = {"metricSlug": petals_slug(metric), "value": night.values[metric.slug]}
         rows.append({**row, "occurredAt": night.occurred_at})
     if night.sentence:
         rows[0]["note"] = night.sentence
     return {"sourceExternalId": f"oura_{night.day}", "observations": rows}
 
 
+def by_reason(reasons: Iterable[tuple[str, str]], verb: str) -> list[str]:
+    """Return a text such as "oura_hrv, oura_readiness refused: why" for each reason."""
+    slugs: dict[str, list[str]] = defaultdict(list)
+    for slug, reason in reasons:
+        slugs[reason].append(slug)
+    return [f"{', '.join(names)} {verb}: {reason}" for reason, names in slugs.items()]
+
+
 class Petals(Service):
     """A Petals server, and what this run knows of its metrics."""
 
     name, url_setting, path = "Petals", "PETALS_HOST", "/api/memory/metrics/"
-    key_settings = "PETALS_API_KEY"
-    new_key = "keys expire after a year; create a new one in Petals at Settings → API keys"
-    advice = dict.fromkeys((401, 403), f"check PETALS_API_KEY: {new_key}")
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         super().__init__(client, settings)
-        # An array server is one as in the guide: it has no list, and takes `array_body`.
-        self.is_array_server = False
-        self.listed: list[Json] = []
-        # What to report if Petals does not know a metric after its proposal, by slug.
-        self.why_unknown: dict[str, str] = {}
-        self.left_out: set[str] = set()  # slugs that are not sent any more in this run
+        self.listing: Future[MetricList] | None = None  # the question for the list, once asked
+        # What to report if Petals does not know a metric after its proposal.
+        self.why_unknown: dict[Metric, str] = {}
+        self.left_out: set[Metric] = set()  # not sent any more in this run
 
-    def post(self, path: str, body: object, attempts_if_unclear: int = MAX_ATTEMPTS) -> Json:
-        """Return the answer to a body. Raises `RunError`."""
+    def advice(self, status: int) -> str:
+        """Return what a person can do about a refusal."""
+        if status in (401, 403):
+            new_key = "keys expire after a year; create a new one in Petals at Settings → API keys"
+            return f"check PETALS_API_KEY: {new_key}"
+        return super().advice(status)
+
+    def post(self, path: str, body: object, attempts: int = MAX_ATTEMPTS) -> Json:
+        """Return the answer to a body. Raises `RequestError`."""
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
-        return self.request("POST", path, attempts_if_unclear, json=body, headers=headers)
+        return self.request("POST", path, attempts, json=body, headers=headers)
 
-    def load_list(self) -> None:
-        """Ask for the list of metrics, which also shows the kind of server. Raises `RunError`."""
+    def read_list(self) -> MetricList:
+        """Return the list of metrics, or that this is an array server. Raises `RequestError`."""
         try:
             listed = self.post("list", {}).get("metrics")
-        except RunError as error:
+        except RequestError as error:
             if error.status not in (200, 404, 405):  # 200: it is no JSON object
                 raise
             listed = None
-        self.is_array_server = not isinstance(listed, list)
-        self.listed = [metric for metric in listed or () if isinstance(metric, dict)]
+        metrics = [metric for metric in listed or () if isinstance(metric, dict)]
+        return MetricList(not isinstance(listed, list), metrics)
+
+    def ask_for_list(self) -> Future[MetricList]:
+        """Start to ask for the list of metrics. `store` waits for the answer."""
+        self.listing = THREADS.submit(self.read_list)
+        return self.listing
+
+    def list_answer(self) -> MetricList:
+        """Wait for the list of metrics. Raises a fatal `RequestError`."""
+        listing = self.listing or self.ask_for_list()
+        try:
+            return listing.result()
+        except RequestError as error:
+            # For a new user the list can be a 500 until the first observation, and it leaves out
+            # metrics that have none (measured with Petals 2.5.0). So a failure proves nothing.
+            if not error.fatal and (error.status == 0 or error.status >= 500):
+                logging.info(f"{error}; going on without the list")
+                return NO_LIST
+            self.listing = None  # after a wait, it is asked again
+            raise
 
     def store(self, night: Night) -> tuple[int, list[str]]:
         """Store a night, and define the metrics that Petals does not know. Raises `RunError`.
 
         Returns the number of stored observations, and the problems to report.
         """
-        by_slug = {metric.slug_with_underscores: metric for metric in night.values}
-        metrics = [metric for slug, metric in by_slug.items() if slug not in self.left_out]
+        listed = self.list_answer()
+        chosen = [METRICS[slug] for slug in night.values]
+        metrics = [metric for metric in chosen if metric not in self.left_out]
         if not metrics:  # all are left out, which was reported
             return 0, []
-        stored, unknown, refused = self.send(night, metrics)
-        if unknown:
-            for slug in unknown:
-                if slug not in self.why_unknown:
-                    self.why_unknown[slug] = self.propose(by_slug[slug])
-            stored, unknown, refused = self.send(night, metrics)  # as a whole: it replaces the day
+        while True:
+            stored, unknown, refused = self.send(night, metrics, listed.is_array_server)
+            new = [metric for metric in unknown if metric not in self.why_unknown]
+            if not new:
+                break
+            for metric in new:
+                self.why_unknown[metric] = self.propose(metric, listed.metrics)
         self.left_out.update(unknown)
-        slugs_by_reason: dict[str, list[str]] = defaultdict(list)
-        for slug in unknown:
-            reason = self.why_unknown.get(
-                slug, "Petals no longer knows it; the next run tries again"
-            )
-            slugs_by_reason[reason].append(slug)
-        problems = [f"{', '.join(slugs)} left out: {why}" for why, slugs in slugs_by_reason.items()]
+        reasons = [(petals_slug(metric), self.why_unknown[metric]) for metric in unknown]
+        problems = by_reason(reasons, "left out")
         if refused or stored < len(metrics) - len(unknown):
             count = f"{night.day}: Petals stored {stored} of {len(metrics)} observations"
-            problems.append("; ".join([count, *refused]))
+            problems.append("; ".join([count, *by_reason(refused, "refused")]))
         return stored, problems
 
-    def send(self, night: Night, metrics: Sequence[Metric]) -> tuple[int, list[str], list[str]]:
-        """Send these metrics of a night. Raises `RunError`.
+    def send(
+        self, night: Night, metrics: Sequence[Metric], as_array: bool
+    ) -> tuple[int, list[Metric], list[tuple[str, str]]]:
+        """Send these metrics of a night, in place of what Petals has of it. Raises `RunError`.
 
-        Returns the number of stored observations, the unknown slugs, and what else was refused.
+        Returns the number of stored observations, the metrics that Petals does not know, and the
+        slugs and reasons of what else was refused.
         """
-        if self.is_array_server:
-            slugs = [metric.slug for metric in metrics]
-            answer = self.post("observations/bulk", array_body(night))
-        else:
-            slugs = [metric.slug_with_underscores for metric in metrics]
-            answer = self.post("observations/bulk", day_body(night, metrics))
-        unknown, refused = [], []
+        body = array_body(night, metrics) if as_array else day_body(night, metrics)
+        slugs = [metric.slug if as_array else petals_slug(metric) for metric in metrics]
+        answer = self.post("observations/bulk", body)
+        unknown: list[Metric] = []
+        refused: list[tuple[str, str]] = []
         errors = answer.get("errors") or []
         for error in errors if isinstance(errors, list) else [errors]:
             entry = error if isinstance(error, dict) else {"message": error}
             index, code = entry.get("index", -1), entry.get("code")
             has_slug = isinstance(index, int) and 0 <= index < len(slugs)
-            slug = slugs[index] if has_slug else "an observation"
-            if code == "DEFINITION_NOT_FOUND" and has_slug and not self.is_array_server:
-                unknown.append(slug)
-            elif code == "RANGE_VIOLATION":
-                refused.append(f"{slug} refused: outside the valid range")
-            else:
-                refused.append(
-                    f"{slug} refused: {clean(entry.get('message') or code or 'no reason')}"
-                )
+            # An array server defines the metrics itself: there, this is a refusal like any other.
+            if code == "DEFINITION_NOT_FOUND" and has_slug and not as_array:
+                unknown.append(metrics[index])
+                continue
+            reason = clean(entry.get("message") or code or "no reason")
+            if code == "RANGE_VIOLATION":
+                reason = "outside the valid range"
+            refused.append((slugs[index] if has_slug else "an observation", reason))
         stored = answer.get("inserted")
-        if stored is None and self.is_array_server:  # in the guide, it answers with a job
+        if stored is None and as_array:  # in the guide, it answers with a job
             stored = len(slugs) - len(refused)
         if type(stored) is not int:
             reason = f"Petals did not say how many of {len(slugs)} observations it stored"
             raise RunError(reason, "check PETALS_HOST")
         return stored, unknown, refused
 
-    def propose(self, metric: Metric) -> str:
+    def propose(self, metric: Metric, listed: Sequence[Json]) -> str:
         """Propose a metric; return what to report if Petals does not know it all the same.
 
         A proposal is an observation that Petals has to refuse, since a stored one can never be
@@ -1022,9 +1142,9 @@ class Petals(Service):
         400, so only the next `send` shows whether the metric is known. There are two reasons to
         refuse it: its value is below the range, and PostgreSQL has no year 0. The second one is for
         a proposal that Petals files under a similar metric, whose range the value may fit (measured
-        with Petals 2.1.0 and 2.5.0). Raises fatal `RunError`s.
+        with Petals 2.1.0 and 2.5.0). Raises a fatal `RequestError`.
         """
-        words = {"slug": metric.slug_with_underscores, "description": metric.description}
+        words = {"slug": petals_slug(metric), "description": metric.description}
         limits = {"validRangeMin": metric.low, "validRangeMax": metric.high}
         body = {
             "metric": {**definition(metric), **words, **limits},
@@ -1032,17 +1152,35 @@ class Petals(Service):
             "occurredAt": "0000-01-01T00:00:00Z",
         }
         try:
-            self.post("observations", body, attempts_if_unclear=1)
+            self.post("observations", body)
             why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and accepted it
-        except RunError as error:  # as usual, whether or not the metric is defined now
+        except RequestError as error:  # as usual, whether or not the metric is defined now
             if error.fatal:
                 raise
-            why = f"{error.reason}; the next run tries again"
-        for other in self.listed:
+            why = f"{error.reason}; {AGAIN}"
+        for other in listed:
             has_label = str(other.get("label")).lower() == metric.label.lower()
-            if has_label and other.get("slug") != metric.slug_with_underscores:
+            if has_label and other.get("slug") != petals_slug(metric):
                 why = f"your metric {clean(other.get('slug'))} has the same label; {RENAME_IT}"
         return why
+
+    def check(self, metrics: Sequence[Metric]) -> str:
+        """Return what is to be said of Petals if it works. Raises `RunError` if not."""
+        try:
+            listed = self.read_list()
+        except RequestError as error:
+            if error.status != 500:
+                raise
+            hint = "with a new account, this can be so until the first push"
+            raise RunError(error.reason, f"{error.advice}; {hint}") from None
+        if listed.is_array_server:
+            return "it has no list of metrics, so the first push shows whether it accepts the key."
+        slugs = [petals_slug(metric) for metric in metrics]
+        stats = [one.get("stats") or {} for one in listed.metrics if one.get("slug") in slugs]
+        latest = [clean(one["latestAt"])[:10] for one in stats if one.get("latestAt")]
+        count = f"{len(latest)} of {len(metrics)} metrics have observations"
+        newest = max(latest, default="none yet")
+        return f"the key is accepted; {count}; latest observation: {newest}."
 
 
 # --- Runs -------------------------------------------------------------------------------------
@@ -1075,50 +1213,73 @@ def years(days: Sequence[date]) -> list[Sequence[date]]:
     return [days[start : start + 366] for start in range(0, len(days), 366)]
 
 
-class Transfer:
+class Report:
     """The days that are asked for, what came of them, and how that is shown."""
 
     def __init__(self, settings: Settings, options: argparse.Namespace) -> None:
         self.settings, self.options = settings, options
-        self.metrics = choose_metrics(settings["OURA_METRICS"])
         days = [options.date - n * ONE_DAY for n in range(options.days)]
-        self.days = [day for day in days if day >= FIRST_DAY]  # newest first
-        self.seconds = RUN_SECONDS + 2 * (len(self.days) - 1)  # until the time limit
+        self.days = [day for day in days if day >= FIRST_DAY]
         self.shows_days = len(self.days) == 1 or options.verbose
         self.sent: list[date] = []
         self.observations = 0
-        self.without_data: set[date] = set()
+        self.without_data: list[date] = []
         self.problems: list[str] = []
-
-    def days_left(self) -> list[date]:
-        """Return the days that are older than the last one that was sent.
-
-        Newer days that failed without ending the run are not among them: they were reported.
-        """
-        return [day for day in self.days if not self.sent or day < self.sent[-1]]
+        self.failed_in_a_row = 0  # days
 
     def show_progress(self, text: str) -> None:
         """Replace the line that shows the progress of several days on a terminal."""
         if sys.stderr.isatty() and not self.shows_days and not self.options.quiet:
             say(f"\r\x1b[K{text}", file=sys.stderr, end="")
 
-    def report(self, problem: str) -> None:
-        """Tell a problem once, though `--wait` may try its day again."""
+    def add_problem(self, problem: str) -> None:
+        """Tell a problem, once: a metric that is left out may be so on many days."""
         if problem not in self.problems:
             self.problems.append(problem)
             self.show_progress("")
             logging.error(problem)
 
-    def report_end(self, problem: object) -> None:
-        """Tell a problem that ends the run, with the command that sends the days left."""
+    def add_empty_day(self, day: date) -> None:
+        """Show a day without data. It shows that Oura works."""
+        self.failed_in_a_row = 0
+        self.without_data.append(day)
+        if self.shows_days:
+            say(f"No Oura data for {day} — nothing pushed.")
+
+    def add_night(self, night: Night, stored: int, problems: Sequence[str]) -> None:
+        """Show what came of a night. Raises `RunError` if it is the fifth failure in a row."""
+        for problem in problems:
+            self.add_problem(problem)
+        if stored:
+            self.failed_in_a_row = 0
+            self.sent.append(night.day)
+            self.observations += stored
+            if self.shows_days:
+                pushed = f"Pushed {counted(stored, 'observation')} for {night.day}."
+                say(f"{pushed} {night.sentence}." if night.sentence else pushed)
+        elif problems:
+            self.failed_in_a_row += 1
+            if self.failed_in_a_row == 5:
+                raise RunError("stopped after five failed days in a row")
+
+    def add_end(self, problem: object) -> None:
+        """Tell a problem that ends the run, with the command that sends the days left.
+
+        These are the days that are older than the last one that was sent. Newer ones that failed
+        without ending the run are not among them: they were told.
+        """
         if len(self.days) == 1:
-            return self.report(f"{self.days[0]}: {problem}")
-        text = f"{problem}; {len(self.sent)} of {len(self.days)} days are in"
-        if left := self.days_left():
+            return self.add_problem(f"{self.days[0]}: {problem}")
+        text = f"{problem}; {self.progress()} are in"
+        if left := [day for day in self.days if not self.sent or day < self.sent[-1]]:
             options = ["--date", str(left[0]), "--days", str(len(left))]
             options += ["--wait"] if self.options.wait else []
             text += f", go on with: {self.settings.command(*options)}"
-        return self.report(text)
+        return self.add_problem(text)
+
+    def progress(self) -> str:
+        """Return how many of the days were sent."""
+        return f"{len(self.sent)} of {len(self.days)} days"
 
     def show_summary(self) -> None:
         """Show the result of several days."""
@@ -1127,140 +1288,127 @@ class Transfer:
             return
         if len(self.without_data) == len(self.days):
             logging.warning(f"no Oura data for {span(self.days)}: has the Oura app been opened?")
-        sent = f"{len(self.sent)} of {len(self.days)} days"
-        sent += f", {span(self.sent)}" if self.sent else ""
+        sent = f", {span(self.sent)}" if self.sent else ""
         empty = counted(len(self.without_data), "day") + " without data"
         end = f"; {empty}." if self.without_data else "."
-        say(f"Pushed {counted(self.observations, 'observation')} for {sent}{end}")
+        say(f"Pushed {counted(self.observations, 'observation')} for {self.progress()}{sent}{end}")
 
 
-def read_nights(transfer: Transfer, oura: Oura, days: Sequence[date]) -> list[Night]:
+class Waiter:
+    """What `--wait` does: at a limit, wait and ask the same question again."""
+
+    def __init__(self, report: Report, seconds: float) -> None:
+        self.report = report
+        self.seconds = seconds  # that it may still wait
+
+    def ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Return the answer to a question, after as many waits as it takes. Raises `RunError`."""
+        while True:
+            try:
+                return question(*arguments)
+            except RequestError as error:
+                wait = LIMIT_SECONDS if error.retry_after is None else max(error.retry_after, 1.0)
+                if error.status != 429 or wait > self.seconds:
+                    raise
+                self.report.show_progress("")
+                until = datetime.now() + timedelta(seconds=wait)
+                days = f"{self.report.progress()} are in"
+                say(f"{error.reason}; {days}, waiting until {until:%Y-%m-%d %H:%M}")
+            with time_limit_held():
+                sleep(wait)
+            self.seconds -= wait
+
+
+def read_nights(
+    report: Report, waiter: Waiter, oura: Oura, days: Sequence[date], metrics: Sequence[Metric]
+) -> list[Night]:
     """Return the nights of some days, and report those that fail. Raises `RunError` if fatal."""
     nights = []
     try:
-        found = oura.read(days, transfer.metrics)
+        found = waiter.ask(oura.read, days, metrics)
     except RunError as error:
         if error.fatal:
             raise
-        transfer.report(f"{span(days)}: {error}")
+        report.add_problem(f"{span(days)}: {error}")
         return []
     for day in days:
         try:
-            nights.append(map_day(day, found[day], transfer.metrics))
+            nights.append(map_day(day, found[day], metrics))
         except RunError as error:
-            transfer.report(f"{day}: {error}")
+            report.add_problem(f"{day}: {error}")
     return nights
 
 
-def list_is_optional(error: RunError) -> bool:
-    """Return whether a run goes on after this failure of `Petals.load_list`.
-
-    It proves nothing: for a new user the list can be a 500 until the first observation, and it
-    leaves out metrics that have no observation (measured with Petals 2.5.0).
-    """
-    return not error.fatal and (error.status == 0 or error.status >= 500)
-
-
-def send_days(transfer: Transfer, oura: Oura, petals: Petals, listing: Future[Any]) -> None:
-    """Send the days that are left. Raises `RunError` for a problem that ends the run."""
-    failed_in_a_row = 0
-    for days in years(transfer.days_left()):
-        transfer.show_progress(f"reading {span(days)}")
-        nights = read_nights(transfer, oura, days)
-        # Look at the list if something is to be sent. If Oura failed, a refused key is told, too.
-        if transfer.problems or any(night.values for night in nights):
-            try:
-                listing.result()  # `store` needs the kind of server that it found out
-            except RunError as error:
-                if not list_is_optional(error):
-                    raise
-                logging.info(f"{error}; going on without the list")
-        for night in nights:
-            done = len(transfer.sent) + len(transfer.without_data)
-            transfer.show_progress(f"{done} of {len(transfer.days)} days, {night.day}")
-            if not night.values:
-                transfer.without_data.add(night.day)
-                if transfer.shows_days:
-                    say(f"No Oura data for {night.day} — nothing pushed.")
-                failed_in_a_row = 0
-                continue
-            try:
-                stored, problems = petals.store(night)
-            except RunError as error:
-                if error.fatal:
-                    raise
-                stored, problems = 0, [f"{night.day}: {error}"]
-            for problem in problems:
-                transfer.report(problem)
-            if stored:
-                failed_in_a_row = 0
-                transfer.sent.append(night.day)
-                transfer.observations += stored
-                if transfer.shows_days:
-                    pushed = f"Pushed {counted(stored, 'observation')} for {night.day}."
-                    say(f"{pushed} {night.sentence}." if night.sentence else pushed)
-            elif problems:
-                failed_in_a_row += 1
-                if failed_in_a_row == 5:
-                    raise RunError("stopped after five failed days in a row")
-
-
-def send_days_with_waits(transfer: Transfer, oura: Oura, petals: Petals) -> None:
-    """Send the days; with `--wait`, wait at a rate limit and go on. Raises `RunError`."""
-    listing = THREADS.submit(petals.load_list)  # while Oura is read
-    waited = 0.0
-    while True:
-        try:
-            return send_days(transfer, oura, petals, listing)
-        except RunError as error:
-            seconds = LIMIT_SECONDS if error.retry_after is None else max(error.retry_after, 1.0)
-            may_wait = transfer.options.wait and waited + seconds <= MAX_WAITING
-            if error.status != 429 or not may_wait:
-                raise
-            transfer.show_progress("")
-            until = datetime.now() + timedelta(seconds=seconds)
-            days = f"{len(transfer.sent)} of {len(transfer.days)} days are in"
-            say(f"{error.reason}; {days}, waiting until {until:%Y-%m-%d %H:%M}")
-        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the time limit does not count this
-        sleep(seconds)
-        signal.setitimer(signal.ITIMER_REAL, left)
-        waited += seconds
-        if listing.exception():
-            listing = THREADS.submit(petals.load_list)
-
-
-def push(transfer: Transfer, oura: Oura, petals: Petals) -> int:
-    """Send the days, say how it ended, and return the exit code."""
+def send_night(report: Report, waiter: Waiter, petals: Petals, night: Night) -> None:
+    """Send a night, and report what came of it. Raises `RunError` if no further one can be sent."""
+    done = len(report.sent) + len(report.without_data)
+    report.show_progress(f"{done} of {len(report.days)} days, {night.day}")
+    if not night.values:
+        return report.add_empty_day(night.day)
     try:
-        with time_limit(transfer.seconds):
-            send_days_with_waits(transfer, oura, petals)
+        stored, problems = waiter.ask(petals.store, night)
+    except RunError as error:
+        if error.fatal:
+            raise
+        stored, problems = 0, [f"{night.day}: {error}"]
+    return report.add_night(night, stored, problems)
+
+
+def push(report: Report, oura: Oura, petals: Petals, metrics: Sequence[Metric]) -> int:
+    """Send the days, say how it ended, and return the exit code."""
+    waiter = Waiter(report, MAX_WAITING if report.options.wait else 0)
+    try:
+        petals.ask_for_list()  # while Oura is read
+        for days in years(report.days):
+            report.show_progress(f"reading {span(days)}")
+            for night in read_nights(report, waiter, oura, days, metrics):
+                send_night(report, waiter, petals, night)
     except (RunError, TimeLimit) as problem:
-        transfer.report_end(problem)
+        report.add_end(problem)
     except KeyboardInterrupt:
-        transfer.report_end("interrupted")
-        transfer.show_summary()
+        report.add_end("interrupted")
+        report.show_summary()
         return 130
-    transfer.show_summary()
-    return 1 if transfer.problems else 0
+    report.show_summary()
+    return 1 if report.problems else 0
 
 
-def print_observations(transfer: Transfer, oura: Oura) -> int:
+def print_observations(report: Report, oura: Oura, metrics: Sequence[Metric]) -> int:
     """Print the observations in the form of the guide; return the exit code. Raises `RunError`.
 
     Which form a server takes is not asked. One of today gets `day_body` instead.
     """
     rows: list[Json] = []
-    with time_limit(transfer.seconds):
-        for days in years(transfer.days):
-            for night in read_nights(transfer, oura, days):
-                rows += array_body(night)
-    if rows or not transfer.problems:
+    waiter = Waiter(report, 0)  # since its line would be among the observations
+    for days in years(report.days):
+        for night in read_nights(report, waiter, oura, days, metrics):
+            rows += array_body(night, [METRICS[slug] for slug in night.values])
+    if rows or not report.problems:
         try:
             with suppress(BrokenPipeError):  # whoever reads it has seen enough
                 print(json.dumps(rows, indent=2), flush=True)
         except OSError as error:
             raise RunError(f"the output could not be written: {error.strerror}") from None
-    return 1 if transfer.problems else 0
+    return 1 if report.problems else 0
+
+
+def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> int:
+    """Say whether each service works, and write to neither. Return the exit code."""
+    code = 0
+    for name in ("Oura", "Petals"):
+        try:
+            with time_limit(RUN_SECONDS):
+                if name == "Oura":
+                    settings.require_for_reading()
+                    said = Oura(client, settings, settings["OURA_TOKEN"]).check(metrics)
+                else:
+                    settings.require(*PETALS)
+                    said = Petals(client, settings).check(metrics)
+                say(f"{name}: {said}")
+        except (RunError, TimeLimit) as error:
+            logging.error(f"{name}: {str(error).removeprefix(f'{name} ')}")
+            code = 1
+    return code
 
 
 # --- Command line -----------------------------------------------------------------------------
@@ -1281,53 +1429,10 @@ def show_demo(day: date) -> int:
     """Show what would be sent for a sample night, without a request. Return the exit code."""
     documents = {collection: [DEMO_DOCUMENT] for collection in COLLECTIONS}
     night = map_day(day, documents, list(METRICS.values()))
-    for metric, value in night.values.items():
-        say(f"{metric.label:<28}{value:>6} {metric.unit}")
+    for slug, value in night.values.items():
+        say(f"{METRICS[slug].label:<28}{value:>6} {METRICS[slug].unit}")
     say(f"Demo: would push {len(night.values)} observations. {night.sentence}.")
     return 0
-
-
-def check_oura(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> str:
-    """Return what is to be said of Oura if it works. Raises `RunError` if not."""
-    settings.require_for_reading()
-    week = [date.today() - n * ONE_DAY for n in range(7)]
-    found = Oura(client, settings).read(week, metrics)
-    nights = [map_day(day, found[day], metrics) for day in week]
-    latest = max((str(night.day) for night in nights if night.values), default="none yet")
-    way = "OURA_TOKEN" if settings["OURA_TOKEN"] else settings["OURA_TOKEN_FILE"]
-    return f"reading works with {way}; latest night: {latest}."
-
-
-def check_petals(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> str:
-    """Return what is to be said of Petals if it works. Raises `RunError` if not."""
-    settings.require(*PETALS_SETTINGS)
-    petals = Petals(client, settings)
-    try:
-        petals.load_list()
-    except RunError as error:
-        if list_is_optional(error):
-            error.advice += "; with a new account, this can be so until the first push"
-        raise
-    if petals.is_array_server:
-        return "it has no list of metrics, so the first push shows whether it accepts the key."
-    slugs = [metric.slug_with_underscores for metric in metrics]
-    stats = [entry.get("stats") or {} for entry in petals.listed if entry.get("slug") in slugs]
-    latest = [clean(one["latestAt"])[:10] for one in stats if one.get("latestAt")]
-    count = f"{len(latest)} of {len(metrics)} metrics have observations"
-    return f"the key is accepted; {count}; latest observation: {max(latest, default='none yet')}."
-
-
-def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> int:
-    """Say whether each service works, and write to neither. Return the exit code."""
-    code = 0
-    for name, check in (("Oura", check_oura), ("Petals", check_petals)):
-        try:
-            with time_limit(RUN_SECONDS):
-                say(f"{name}: {check(client, settings, metrics)}")
-        except (RunError, TimeLimit) as error:
-            logging.error(f"{name}: {str(error).removeprefix(f'{name} ')}")
-            code = 1
-    return code
 
 
 def day_argument(text: str) -> date:
@@ -1375,26 +1480,29 @@ def run(options: argparse.Namespace) -> int:
         return show_demo(options.date)
     settings = load_settings(options.env_file)
     if options.login:
-        settings.require(*SIGN_IN_SETTINGS, "OURA_REDIRECT_URI", "OURA_AUTHORIZE_URL")
+        settings.require(*LOGIN)
     elif options.dry_run:
         settings.require_for_reading()
     elif not options.check:  # a check tells for each service what is missing
-        settings.require_for_reading(*PETALS_SETTINGS)
-    transfer = Transfer(settings, options)  # raises if OURA_METRICS is wrong
+        settings.require_for_reading(*PETALS)
+    metrics = choose_metrics(settings["OURA_METRICS"])
     SECRETS.update(settings[name] for name in KEYS if settings[name])
     client = open_client()
     if options.check:
-        return check_services(client, settings, transfer.metrics)
+        return check_services(client, settings, metrics)
     if options.login:
         return log_in(client, settings)
-    if options.dry_run:
-        return print_observations(transfer, Oura(client, settings))
-    return push(transfer, Oura(client, settings), Petals(client, settings))
+    report = Report(settings, options)
+    with time_limit(RUN_SECONDS + 2 * (len(report.days) - 1)):
+        oura = Oura(client, settings, settings["OURA_TOKEN"])
+        if options.dry_run:
+            return print_observations(report, oura, metrics)
+        return push(report, oura, Petals(client, settings), metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    # A stream is None if the shell has closed it.
+    # A stream is None if the shell has closed it. With these open, no other file gets its number.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open to the end
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open to the end
@@ -1419,6 +1527,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - its message could contain a key
+        import traceback
+
         frames = traceback.extract_tb(error.__traceback__)
         line = [frame.lineno for frame in frames if frame.filename == __file__][-1]
         logging.error(f"a bug, {type(error).__name__} in line {line}: please report it")

@@ -156,11 +156,11 @@ def test_proposal_that_fails_is_told_once_a_run(week, petals):
 
 
 def test_metrics_with_one_reason_are_one_line(week, petals):
-    petals.fail(SINGLE, *[httpx.Response(500)] * 2, answer(400, message="no"))
+    petals.fail(SINGLE, *[httpx.Response(500)] * 8, answer(400, message="no"))
     ended = week.run("--days", "3")
     said = "Petals observations answered"
     assert ended.problems == [
-        f"oura_readiness, oura_hrv left out: {said} 500; {AGAIN}",
+        f"oura_readiness, oura_hrv left out: {said} 500 (4 tries); {AGAIN}",
         f"oura_sleep_minutes left out: {said} 400: no; {AGAIN}",
     ]
     assert (ended.code, ended.out) == (1, "Pushed 0 observations for 0 of 3 days.\n")
@@ -313,7 +313,7 @@ def test_unknown_and_refused_metrics_are_told_apart(world, petals):
         (3, ["no"], "; an observation refused: no"),
         (3, {"message": "no"}, "; an observation refused: no"),
         (1, [{"index": n, "message": "no"} for n in (0, 1)],
-         "; oura_readiness refused: no; oura_hrv refused: no"),
+         "; oura_readiness, oura_hrv refused: no"),
         (2, [{"index": 1, "message": "x" * 300}], f"; oura_hrv refused: {'x' * 199}…"),
         (2, [], ""),
     ],
@@ -334,7 +334,7 @@ def test_answer_with_refused_rows_is_told(world, inserted, errors, problem):
 def test_day_without_stored_rows_is_not_pushed(world):
     errors = [{"index": n, "code": "RANGE_VIOLATION"} for n in range(3)]
     world.petals.fail(BULK, answer(200, inserted=0, errors=errors))
-    why = "; ".join(f"{slug} refused: outside the valid range" for slug in VALUES)
+    why = f"{', '.join(VALUES)} refused: outside the valid range"
     problem = f"2026-06-10: Petals stored 0 of 3 observations; {why}"
     assert world.run().failed() == problem
 

@@ -54,7 +54,7 @@ def test_the_installed_command_is_the_script():
 def test_the_example_has_every_setting_and_no_key():
     example = ROOT / ".env.example"
     found = dict(re.findall(r"^#?(\w+)=(.*)$", example.read_text(), re.MULTILINE))
-    assert found == oura_to_petals.DEFAULTS
+    assert found == {name: one.default for name, one in oura_to_petals.SETTINGS.items()}
     assert not any(dotenv.dotenv_values(example).values())
 
 
@@ -74,9 +74,9 @@ def test_the_readme_has_commands_that_work():
 
 def test_the_readme_has_every_setting():
     names = set(re.findall(r"\b(?:OURA|PETALS)_[A-Z_]+", README))
-    assert names == set(oura_to_petals.DEFAULTS)
+    assert names == set(oura_to_petals.SETTINGS)
     rows = {name: row for row in table("`OURA_", "`PETALS_") for name in CODE.findall(row[0])}
-    for name, default in oura_to_petals.DEFAULTS.items():
+    for name, (default, _) in oura_to_petals.SETTINGS.items():
         assert not default or f"`{default}`" in rows[name][1]
 
 

@@ -153,7 +153,7 @@ def test_night_is_sent_only_if_all_is_read(world, path, page):
         documents *= 2
     world.oura.fail(path, *[well] * (page - 1), answer(404, detail="Not Found"))
     collection = path.rpartition("/")[2]
-    problem = f"2026-06-10: Oura {collection} answered 404: Not Found; check OURA_TOKEN and "
+    problem = f"2026-06-10: Oura {collection} answered 404: Not Found; check OURA_HOST"
     assert world.run().failed().startswith(problem)
     assert len(world.petals.asked(BULK)) == 1
 
