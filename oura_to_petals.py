@@ -16,38 +16,44 @@ servers that are as it describes them work, too.
 
 from __future__ import annotations
 
-import argparse
-import base64
-import errno
-import fcntl
-import hashlib
-import io
-import json
-import logging
-import os
-import re
-import select
-import shlex
-import signal
-import socket
-import stat
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout, suppress
-from datetime import date, datetime, timedelta, timezone
-from math import inf
-from pathlib import Path
-from time import sleep
-from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar, cast
 
 try:
+    import argparse
+    import base64
+    import errno
+    import fcntl  # not on Windows
+    import hashlib
+    import io
+    import json
+    import logging
+    import os
+    import re
+    import select
+    import shlex
+    import signal
+    import socket
+    import stat
+    from collections import defaultdict
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future, ThreadPoolExecutor, wait
+    from contextlib import contextmanager, redirect_stdout, suppress
+    from datetime import UTC, date, datetime, timedelta  # UTC is new in Python 3.11
+    from math import inf
+    from pathlib import Path
+    from time import monotonic, sleep
+    from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar, cast
+
     import httpx
     from dotenv import dotenv_values
-except ModuleNotFoundError:
-    sys.stderr.write("oura_to_petals: httpx or dotenv is missing: use .venv/bin/python or uv run\n")
+except ImportError as error:
+    problem = f"{error.name} is missing: use .venv/bin/python or uv run"
+    if error.name in ("fcntl", "datetime"):
+        problem = "needs Python 3.11 or newer, on Linux, macOS or WSL"
+    sys.stderr.write(f"oura_to_petals: {problem}\n")
     raise SystemExit(2) from None
+except KeyboardInterrupt:  # Ctrl-C, before `main` looks after it
+    raise SystemExit(130) from None
 
 __version__ = "2.0.0"
 
@@ -184,7 +190,7 @@ def read_env_file(path: Path) -> dict[str, str | None]:
         content, mode = path.read_bytes(), path.stat().st_mode
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
-    if mode & stat.S_IROTH:
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
         logging.warning(f"everybody can read your keys: run chmod 600 {shlex.quote(str(path))}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SettingsError(f"{path} is in UTF-16: save it as UTF-8")
@@ -224,13 +230,20 @@ TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_
 MAX_BYTES = 8 * 2**20
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 SECRETS: set[str] = set()  # the keys and tokens of this run
+ANSWERED: dict[str, bool] = {}  # requests within the time limit; whether one was ever answered
+
+
+def spellings(char: str) -> str:
+    """Return a pattern for a character as it is, and as it is in JSON, a form or HTML."""
+    code = f"{ord(char):02x}"
+    return rf"(?:\\?{re.escape(char)}|%{code}|\\u00{code}|&#(?:x{code}|{ord(char)});)"
 
 
 def clean(said: object) -> str:
     """Return what a server said as one line of at most 200 characters, with secrets masked."""
     text = said if isinstance(said, str) else json.dumps(said)
     for secret in sorted(SECRETS, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = re.sub("".join(map(spellings, secret)), "***", text, flags=re.IGNORECASE)
     text = re.sub("<[^<>]*>", " ", "".join(char if char.isprintable() else " " for char in text))
     text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:199]}…"
@@ -244,8 +257,11 @@ def time_limit(seconds: float) -> Iterator[None]:
     """
 
     def stop(*_: object) -> None:
-        raise TimeLimit(f"no answer from the services within {seconds:.0f} seconds")
+        silent = sorted(name for name, answered in list(ANSWERED.items()) if not answered)
+        what = f"no answer from {' and '.join(silent)}" if silent else "not finished"
+        raise TimeLimit(f"{what} within {seconds:.0f} seconds")
 
+    ANSWERED.clear()
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -257,16 +273,6 @@ def time_limit(seconds: float) -> Iterator[None]:
 def seconds_left() -> float:
     """Return the seconds to the time limit, or infinity if there is none."""
     return signal.getitimer(signal.ITIMER_REAL)[0] or inf
-
-
-@contextmanager
-def time_limit_held() -> Iterator[None]:
-    """Stop the clock of the time limit while the block runs."""
-    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 @contextmanager
@@ -302,7 +308,8 @@ class RequestError(RunError):
     """A request that failed, and might be tried again.
 
     `status` is the one of the response, or 0 without a response. `unreachable` is true if there was
-    no connection. `retry_after` is the time that the server asks to wait, in seconds.
+    no connection. `retry_after` is the time that the server asks to wait, in seconds. `body` is
+    what the server said, to look at: it may hold a secret.
     """
 
     def __init__(
@@ -313,9 +320,11 @@ class RequestError(RunError):
         status: int = 0,
         unreachable: bool = False,
         retry_after: float | None = None,
+        body: str = "",
     ) -> None:
         super().__init__(reason, advice, fatal)
-        self.status, self.unreachable, self.retry_after = status, unreachable, retry_after
+        self.status, self.unreachable = status, unreachable
+        self.retry_after, self.body = retry_after, body
 
 
 def retry_delay(error: RequestError, attempt: int, attempts: int, left: float) -> float | None:
@@ -369,6 +378,7 @@ class Service:
         """Return the answer to the given attempt of a request. Raises `RequestError`."""
         name, body, answer = f"{self.name} {path}".strip(), bytearray(), None
         tries = f" ({attempt} tries)" if attempt > 1 else ""
+        ANSWERED.setdefault(name, False)
         try:
             with self.client.stream(method, self.url + path, **content) as response:
                 for chunk in response.iter_bytes():
@@ -383,18 +393,22 @@ class Service:
             advice = f"check the network and {self.url_setting}"
             fatal = unreachable or self.failure_is_fatal
             raise RequestError(reason, advice, fatal, unreachable=unreachable) from None
+        ANSWERED[name] = True
         with suppress(ValueError, RecursionError):
             answer = json.loads(body)
+        if response.status_code == 202:  # Accepted: in the guide, that is a job, with its id
+            answer = {"jobId": "", **answer} if isinstance(answer, dict) else {"jobId": ""}
         if response.is_success and isinstance(answer, dict):
             return answer
         status, wait = response.status_code, response.headers.get("Retry-After", "")
-        said = what_was_said(response, answer, body.decode(errors="replace"))
+        text = body.decode(errors="replace")
+        said = what_was_said(response, answer, text)
         reason = f"{name} answered {status}: {said}".removesuffix(": ") + tries
         retry_after = float(wait) if re.fullmatch("[0-9]+", wait) else None
         seconds = f"try again in {retry_after:.0f} seconds" if retry_after is not None else ""
         fatal = status in (401, 403, 426, 429) or self.failure_is_fatal
         advice = seconds or self.advice(status)
-        raise RequestError(reason, advice, fatal, status, retry_after=retry_after)
+        raise RequestError(reason, advice, fatal, status, retry_after=retry_after, body=text)
 
 
 def what_was_said(response: httpx.Response, answer: Any, body: str) -> str:
@@ -670,7 +684,10 @@ class Oura(Service):
                 raise
             logging.info(f"{error}; not needed, since daily_sleep has the total")
             found["sleep"] = []
-        needed = {metric.collection for metric in metrics} - optional
+        needed = {metric.collection for metric in metrics}
+        if "sleep" in needed:
+            needed.add("daily_sleep")  # which tells `sessions_of_night` that today's is over
+        needed -= optional
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
             # Users saw this for a morning. A day that is sent replaces what Petals has, so values
@@ -680,7 +697,10 @@ class Oura(Service):
         by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
         for name, documents in found.items():
             for document in documents:
-                by_day[date.fromisoformat(document["day"])][name].append(document)
+                of_day = by_day[date.fromisoformat(document["day"])][name]
+                if name != "sleep":  # if Oura has several, the last one is the newest
+                    of_day.clear()
+                of_day.append(document)
         return by_day
 
     def read_pages(self, collection: str, days: Sequence[date]) -> list[Json]:
@@ -696,8 +716,7 @@ class Oura(Service):
             fields = [row.field.partition(".")[0] for row in rows]
             params["fields"] = ",".join(["id", "day", "type", *fields])
         headers = {"Authorization": f"Bearer {self.token}"}
-        documents: list[Json] = []
-        ids: set[str] = set()
+        documents: dict[str, Json] = {}
         for _ in range(MAX_PAGES):
             page = self.request("GET", collection, params=params, headers=headers)
             data = page.get("data")
@@ -708,13 +727,11 @@ class Oura(Service):
                 if day is None:
                     raise RunError(f"Oura {collection} has a document without a readable day")
                 # A document comes twice if a page boundary moves between two requests.
-                identity = str(document.get("id") or "")
-                if oldest <= day <= newest and identity not in ids:
-                    documents.append(document)
-                    if identity:
-                        ids.add(identity)
+                identity = document.get("id") or f"without an id, {len(documents)}"
+                if oldest <= day <= newest:
+                    documents[str(identity)] = document
             if not page.get("next_token"):
-                return documents
+                return list(documents.values())
             params["next_token"] = page["next_token"]
         raise RunError(f"Oura {collection} has more than {MAX_PAGES} pages", "check OURA_HOST")
 
@@ -740,8 +757,11 @@ def overwrite(file: int, content: bytes) -> None:
 
     So it has the old content or the new one, even if the process is killed, and needs no space on a
     full disk. Another file and a rename would fail where this one is mounted into a container.
+    Raises `OSError`.
     """
-    os.pwrite(file, content.ljust(os.fstat(file).st_size or 4096), 0)
+    padded = content.ljust(max(os.fstat(file).st_size, 16_384))
+    if os.pwrite(file, padded, 0) < len(padded):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class SignIn(Service):
@@ -769,7 +789,9 @@ class SignIn(Service):
             # O_SYNC: what is written is on the disk.
             file = os.open(path, os.O_RDWR | os.O_SYNC | flags, 0o600)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise SettingsError(f"OURA_TOKEN_FILE {path} is no regular file", fatal=True)
+                self.lock(file)
                 yield file
             finally:
                 os.close(file)
@@ -778,6 +800,15 @@ class SignIn(Service):
         except OSError as error:
             reason = f"OURA_TOKEN_FILE {path}: {error.strerror}"
             raise SettingsError(reason, fatal=True) from None
+
+    def lock(self, file: int) -> None:
+        """Wait until no other process holds the token file. Raises a fatal `RunError`."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except TimeLimit:
+            path = shlex.quote(self.settings["OURA_TOKEN_FILE"])
+            reason = f"another process holds OURA_TOKEN_FILE {path}"
+            raise RunError(reason, f"see which with: lsof {path}", fatal=True) from None
 
     def not_signed_in(self) -> SettingsError:
         """Return the error for a token file that is not there or has no tokens."""
@@ -875,9 +906,14 @@ def answer_browser(listener: socket.socket, path: str, state: str) -> str:
     status, text = "404 Not Found", "This address is not part of the current sign-in."
     connection, _ = listener.accept()
     with connection, suppress(OSError):
-        connection.settimeout(2)  # seconds; browsers open connections that they do not use
+        # Browsers open connections that they do not use. This one has two seconds in all.
+        end = monotonic() + 2
         request = b""
-        while b"\r\n\r\n" not in request and (chunk := connection.recv(65_536)):
+        while b"\r\n\r\n" not in request:
+            connection.settimeout(max(end - monotonic(), 0.001))
+            chunk = connection.recv(65_536)
+            if not chunk:
+                break
             request += chunk
         method, _, rest = request.decode(errors="replace").partition(" ")
         address = rest.partition(" ")[0]
@@ -936,7 +972,8 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
     import secrets  # a morning does not need it
 
     sign_in = SignIn(client, settings)
-    sign_in.prepare()  # if this fails, it fails before anybody opens a browser
+    with time_limit(RENEWAL_SECONDS):  # another run may be at it
+        sign_in.prepare()  # if this fails, it fails before anybody opens a browser
     redirect_uri = settings["OURA_REDIRECT_URI"]
     state, verifier = secrets.token_urlsafe(16), secrets.token_urlsafe(48)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
@@ -968,18 +1005,25 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
 # Each day is sent as a whole, and replaces what Petals has of it.
 
 LIST_SECONDS = 10.0
-RENAME_IT = "rename that metric in Petals and run again"
-AGAIN = "the next run tries again"
+NEVER = "0000-01-01T00:00:00Z"  # PostgreSQL has no year 0
 
 
 class MetricList(NamedTuple):
     """What the list of metrics shows. An array server has none, and takes `array_body`."""
 
     is_array_server: bool
-    metrics: Sequence[Json]
+    metrics: Sequence[Json] = ()
+    is_sure: bool = True  # what is said of the kind of server
 
 
-NO_LIST = MetricList(is_array_server=False, metrics=())
+NO_LIST = MetricList(is_array_server=False)
+
+
+class LeftOut(NamedTuple):
+    """Why Petals does not know a metric after its proposal."""
+
+    reason: str
+    lasts: bool  # whether it stays so until the user has done something
 
 
 def petals_slug(metric: Metric) -> str:
@@ -1029,8 +1073,7 @@ class Petals(Service):
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         super().__init__(client, settings)
         self.listing: Future[MetricList] | None = None  # the question for the list, once asked
-        # What to report if Petals does not know a metric after its proposal.
-        self.why_unknown: dict[Metric, str] = {}
+        self.list_seconds = LIST_SECONDS  # that `store` still waits for it
         self.left_out: set[Metric] = set()  # not sent any more in this run
 
     def advice(self, status: int) -> str:
@@ -1045,55 +1088,68 @@ class Petals(Service):
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
         return self.request("POST", path, attempts, json=body, headers=headers)
 
-    def read_list(self) -> MetricList:
+    def read_list(self, attempts: int = MAX_ATTEMPTS) -> MetricList:
         """Return the list of metrics, or that this is an array server. Raises `RequestError`."""
         try:
-            listed = self.post("list", {}).get("metrics")
+            answer = self.post("list", {}, attempts)
         except RequestError as error:
-            if error.status not in (200, 404, 405):  # 200: it is no JSON object
-                raise
-            listed = None
-        metrics = [metric for metric in listed or () if isinstance(metric, dict)]
-        return MetricList(not isinstance(listed, list), metrics)
+            if error.status in (404, 405):
+                return MetricList(is_array_server=True)
+            raise
+        listed = answer.get("metrics")
+        if isinstance(listed, list):
+            return MetricList(False, [metric for metric in listed if isinstance(metric, dict)])
+        if "jobId" in answer:  # it answers everything as it answers observations
+            return MetricList(is_array_server=True, is_sure=False)
+        reason = "Petals list answered 200: no list of metrics"
+        raise RequestError(reason, self.advice(200), fatal=False, status=200)
+
+    def read_list_if_possible(self) -> MetricList:
+        """Return the list of metrics, or NO_LIST: its failure proves nothing.
+
+        For a new user it can be a 500 until the first observation, and it leaves out metrics that
+        have none (measured with Petals 2.5.0). What refuses the key here refuses the night, too.
+        """
+        try:
+            return self.read_list(attempts=1)
+        except RequestError as error:
+            is_strange = 200 <= error.status < 300  # a page or an object that is no list
+            level = logging.WARNING if is_strange else logging.INFO
+            logging.log(level, f"{error}; going on without the list")
+            return NO_LIST
 
     def ask_for_list(self) -> Future[MetricList]:
-        """Start to ask for the list of metrics. `store` waits for the answer."""
-        self.listing = THREADS.submit(self.read_list)
+        """Start to ask for the list of metrics."""
+        self.listing = THREADS.submit(self.read_list_if_possible)
         return self.listing
 
-    def list_answer(self) -> MetricList:
-        """Wait for the list of metrics. Raises a fatal `RequestError`."""
+    def metric_list(self) -> MetricList:
+        """Wait for the list of metrics, or do without it after LIST_SECONDS in all."""
         listing = self.listing or self.ask_for_list()
-        try:
-            return listing.result()
-        except RequestError as error:
-            # For a new user the list can be a 500 until the first observation, and it leaves out
-            # metrics that have none (measured with Petals 2.5.0). So a failure proves nothing.
-            if not error.fatal and (error.status == 0 or error.status >= 500):
-                logging.info(f"{error}; going on without the list")
-                return NO_LIST
-            self.listing = None  # after a wait, it is asked again
-            raise
+        wait([listing], timeout=self.list_seconds)
+        self.list_seconds = 0
+        return listing.result() if listing.done() else NO_LIST
 
     def store(self, night: Night) -> tuple[int, list[str]]:
         """Store a night, and define the metrics that Petals does not know. Raises `RunError`.
 
         Returns the number of stored observations, and the problems to report.
         """
-        listed = self.list_answer()
+        listed = self.metric_list()
         chosen = [METRICS[slug] for slug in night.values]
         metrics = [metric for metric in chosen if metric not in self.left_out]
         if not metrics:  # all are left out, which was reported
             return 0, []
+        proposed: dict[Metric, LeftOut] = {}
         while True:
             stored, unknown, refused = self.send(night, metrics, listed.is_array_server)
-            new = [metric for metric in unknown if metric not in self.why_unknown]
+            new = [metric for metric in unknown if metric not in proposed]
             if not new:
                 break
             for metric in new:
-                self.why_unknown[metric] = self.propose(metric, listed.metrics)
-        self.left_out.update(unknown)
-        reasons = [(petals_slug(metric), self.why_unknown[metric]) for metric in unknown]
+                proposed[metric] = self.propose(metric, listed.metrics)
+        self.left_out |= {metric for metric in unknown if proposed[metric].lasts}
+        reasons = [(petals_slug(metric), proposed[metric].reason) for metric in unknown]
         problems = by_reason(reasons, "left out")
         if refused or stored < len(metrics) - len(unknown):
             count = f"{night.day}: Petals stored {stored} of {len(metrics)} observations"
@@ -1127,15 +1183,15 @@ class Petals(Service):
                 reason = "outside the valid range"
             refused.append((slugs[index] if has_slug else "an observation", reason))
         stored = answer.get("inserted")
-        if stored is None and as_array:  # in the guide, it answers with a job
+        if stored is None and as_array and "jobId" in answer:  # the answer of the guide
             stored = len(slugs) - len(refused)
         if type(stored) is not int:
             reason = f"Petals did not say how many of {len(slugs)} observations it stored"
             raise RunError(reason, "check PETALS_HOST")
         return stored, unknown, refused
 
-    def propose(self, metric: Metric, listed: Sequence[Json]) -> str:
-        """Propose a metric; return what to report if Petals does not know it all the same.
+    def propose(self, metric: Metric, listed: Sequence[Json]) -> LeftOut:
+        """Propose a metric; return what is to be said if Petals does not know it all the same.
 
         A proposal is an observation that Petals has to refuse, since a stored one can never be
         removed. Petals defines the metric first and refuses the observation then, usually with a
@@ -1149,20 +1205,26 @@ class Petals(Service):
         body = {
             "metric": {**definition(metric), **words, **limits},
             "value": metric.low - 1,
-            "occurredAt": "0000-01-01T00:00:00Z",
+            "occurredAt": NEVER,
         }
         try:
             self.post("observations", body)
-            why = f"Petals filed it under a similar metric; {RENAME_IT}"  # and accepted it
+            said = ""  # it was accepted, so it is filed elsewhere
         except RequestError as error:  # as usual, whether or not the metric is defined now
             if error.fatal:
                 raise
-            why = f"{error.reason}; {AGAIN}"
-        for other in listed:
-            has_label = str(other.get("label")).lower() == metric.label.lower()
-            if has_label and other.get("slug") != petals_slug(metric):
-                why = f"your metric {clean(other.get('slug'))} has the same label; {RENAME_IT}"
-        return why
+            said = error.body
+            if "RANGE_VIOLATION" not in said and NEVER[:10] not in said:
+                return LeftOut(f"{error.reason}; the next run tries again", lasts=False)
+        others = re.findall(r"valid range for (\w+)", said)
+        others += [
+            clean(other.get("slug"))
+            for other in listed
+            if str(other.get("label")).lower() == metric.label.lower()
+        ]
+        names = [f", {other}" for other in others if other != petals_slug(metric)]
+        where = "Petals filed it under a similar metric of yours" + "".join(names[:1])
+        return LeftOut(f"{where}; rename that metric in Petals and run again", lasts=True)
 
     def check(self, metrics: Sequence[Metric]) -> str:
         """Return what is to be said of Petals if it works. Raises `RunError` if not."""
@@ -1173,6 +1235,9 @@ class Petals(Service):
                 raise
             hint = "with a new account, this can be so until the first push"
             raise RunError(error.reason, f"{error.advice}; {hint}") from None
+        if not listed.is_sure:
+            reason = "Petals list answered as if it were sent observations"
+            raise RunError(reason, "the first push shows whether it accepts them")
         if listed.is_array_server:
             return "it has no list of metrics, so the first push shows whether it accepts the key."
         slugs = [petals_slug(metric) for metric in metrics]
@@ -1189,6 +1254,7 @@ class Petals(Service):
 FIRST_DAY = date(2015, 1, 1)
 RUN_SECONDS = 115.0  # for one day; each further day adds 2
 LIMIT_SECONDS = 900.0  # how long `--wait` waits at a rate limit that names no time
+UNREACHABLE_SECONDS = 300.0  # how long it waits if a server cannot be reached
 MAX_WAITING = 86_400.0  # seconds of `--wait` in all
 
 
@@ -1220,6 +1286,7 @@ class Report:
         self.settings, self.options = settings, options
         days = [options.date - n * ONE_DAY for n in range(options.days)]
         self.days = [day for day in days if day >= FIRST_DAY]
+        self.seconds = RUN_SECONDS + 2 * (len(self.days) - 1)  # to the time limit
         self.shows_days = len(self.days) == 1 or options.verbose
         self.sent: list[date] = []
         self.observations = 0
@@ -1281,6 +1348,12 @@ class Report:
         """Return how many of the days were sent."""
         return f"{len(self.sent)} of {len(self.days)} days"
 
+    def show_waiting(self, reason: str, seconds: float) -> None:
+        """Say until when the run waits, and why."""
+        self.show_progress("")
+        until = datetime.now() + timedelta(seconds=seconds)
+        say(f"{reason}; {self.progress()} are in, waiting until {until:%Y-%m-%d %H:%M}")
+
     def show_summary(self) -> None:
         """Show the result of several days."""
         self.show_progress("")
@@ -1300,23 +1373,33 @@ class Waiter:
     def __init__(self, report: Report, seconds: float) -> None:
         self.report = report
         self.seconds = seconds  # that it may still wait
+        self.least = 1.0  # seconds that the next wait lasts at least
 
     def ask(self, question: Callable[..., T], *arguments: Any) -> T:
         """Return the answer to a question, after as many waits as it takes. Raises `RunError`."""
         while True:
             try:
-                return question(*arguments)
+                answer = question(*arguments)
             except RequestError as error:
-                wait = LIMIT_SECONDS if error.retry_after is None else max(error.retry_after, 1.0)
-                if error.status != 429 or wait > self.seconds:
+                wait = self.seconds_to_wait(error)
+                if wait > self.seconds:
                     raise
-                self.report.show_progress("")
-                until = datetime.now() + timedelta(seconds=wait)
-                days = f"{self.report.progress()} are in"
-                say(f"{error.reason}; {days}, waiting until {until:%Y-%m-%d %H:%M}")
-            with time_limit_held():
-                sleep(wait)
+                self.report.show_waiting(error.reason, wait)
+            else:
+                self.least = 1.0
+                return answer
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sleep(wait)
+            signal.setitimer(signal.ITIMER_REAL, self.report.seconds)  # as if the run began here
             self.seconds -= wait
+            self.least = 30.0  # if this was not enough
+
+    def seconds_to_wait(self, error: RequestError) -> float:
+        """Return how long a question waits after an error, infinity if that is no use."""
+        if error.status == 429:
+            asked = LIMIT_SECONDS if error.retry_after is None else error.retry_after
+            return max(asked, self.least)
+        return UNREACHABLE_SECONDS if error.unreachable else inf
 
 
 def read_nights(
@@ -1406,7 +1489,9 @@ def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[M
                     said = Petals(client, settings).check(metrics)
                 say(f"{name}: {said}")
         except (RunError, TimeLimit) as error:
-            logging.error(f"{name}: {str(error).removeprefix(f'{name} ')}")
+            names_it = str(error).startswith(("could not reach", "no answer"))
+            prefix = "" if names_it else f"{name}: "
+            logging.error(prefix + str(error).removeprefix(f"{name} "))
             code = 1
     return code
 
@@ -1440,7 +1525,7 @@ def day_argument(text: str) -> date:
     today = date.today()
     day = {"today": today, "yesterday": today - ONE_DAY}.get(text.lower()) or parse_day(text)
     # The owner may live in another zone than the machine, up to 14 hours ahead of UTC.
-    latest = datetime.now(timezone(timedelta(hours=14))).date()
+    latest = (datetime.now(UTC) + timedelta(hours=14)).date()
     if day is None or not FIRST_DAY <= day <= latest:
         choice = f"today, yesterday or YYYY-MM-DD, from {FIRST_DAY} to {latest}"
         raise argparse.ArgumentTypeError(f"{text!r} is no day to send: use {choice}")
@@ -1468,9 +1553,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-v", "--verbose", action="store_true", help="show each request, each failed try, each day")
     add("--version", action="version", version=f"oura_to_petals {__version__}")
     # fmt: on
-    options = parser.parse_args(argv)
-    if not 1 <= options.days <= MAX_DAYS:
-        parser.error(f"argument --days: {options.days} is not from 1 to {MAX_DAYS}")
+    try:
+        options = parser.parse_args(argv)
+        if not 1 <= options.days <= MAX_DAYS:
+            parser.error(f"argument --days: {options.days} is not from 1 to {MAX_DAYS}")
+    except OSError:  # what is wrong could not be written
+        raise SystemExit(2) from None
     return options
 
 
@@ -1493,7 +1581,7 @@ def run(options: argparse.Namespace) -> int:
     if options.login:
         return log_in(client, settings)
     report = Report(settings, options)
-    with time_limit(RUN_SECONDS + 2 * (len(report.days) - 1)):
+    with time_limit(report.seconds):
         oura = Oura(client, settings, settings["OURA_TOKEN"])
         if options.dry_run:
             return print_observations(report, oura, metrics)
@@ -1508,19 +1596,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open to the end
     try:
         options = parse_arguments(argv)
-    except SystemExit as stop:  # argparse has written why
-        return int(stop.code or 0)
-    except OSError:  # argparse could not write what is wrong
-        return 2
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # keep what nohup ignores
-            signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
-    level = logging.INFO if options.verbose else logging.WARNING
-    logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
-    try:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # keep what nohup ignores
+                signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
+        level = logging.INFO if options.verbose else logging.WARNING
+        logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
         with redirect_stdout(None if options.quiet and not options.login else sys.stdout):
             return run(options)
+    except SystemExit as stop:  # argparse has written why
+        return int(stop.code or 0)
     except (RunError, TimeLimit) as error:
         logging.error(error)
         return 2 if isinstance(error, SettingsError) else 1

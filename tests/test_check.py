@@ -20,8 +20,6 @@ from fakes import (
     time_runs_out,
 )
 
-import oura_to_petals
-
 OURA = "Oura: reading works with OURA_TOKEN; latest night: none yet.\n"
 PETALS = "Petals: the key is accepted; 0 of 3 metrics have observations; latest observation: "
 PETALS += "none yet.\n"
@@ -113,12 +111,18 @@ def test_each_failure_is_one_line_without_a_date(world):
             "could not reach Petals: refused (4 tries); check the network and PETALS_HOST",
         ),
         (httpx.Response(400), "list answered 400; check PETALS_HOST"),
+        (
+            answer(200, jobId="job-1"),
+            "list answered as if it were sent observations; the first push shows whether it "
+            "accepts them",
+        ),
     ],
-    ids=["500", "503", "time-out", "no connection", "400"],
+    ids=["500", "503", "time-out", "no connection", "400", "a job"],
 )
 def test_list_that_fails_is_a_failure(world, fault, message):
     world.petals.fail(LIST, fault, times=4)
-    assert check(world) == Ended(1, OURA, f"oura_to_petals: Petals: {message}\n")
+    prefix = "" if message.startswith("could not reach") else "Petals: "
+    assert check(world) == Ended(1, OURA, f"oura_to_petals: {prefix}{message}\n")
     assert world.petals.sent(SINGLE) == world.petals.sent(BULK) == []
 
 
@@ -141,7 +145,7 @@ def test_empty_collection_of_the_week_is_a_failure(world):
     world.oura.collections["sleep"] = [session(days_ago(1))]
     ended = check(world)
     assert (ended.code, ended.out, len(ended.problems)) == (1, PETALS, 1)
-    assert ended.problems[0].startswith("Oura: daily_readiness: no document, unlike other ")
+    assert ended.problems[0].startswith("Oura: daily_readiness and daily_sleep: no document, ")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +154,6 @@ def test_empty_collection_of_the_week_is_a_failure(world):
 def test_each_service_has_its_own_time(world, path, name, works):
     server = world.oura if name == "Oura" else world.petals
     server.fail(path, time_runs_out)
-    seconds = f"{oura_to_petals.RUN_SECONDS:.0f} seconds"
-    problem = f"oura_to_petals: {name}: no answer from the services within {seconds}\n"
+    what = f"{name} {path.rpartition('/')[2]}"
+    problem = f"oura_to_petals: no answer from {what} within 115 seconds\n"
     assert check(world) == Ended(1, works, problem)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import builtins
+import datetime
 import io
 import os
 import runpy
@@ -11,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -195,10 +199,39 @@ def test_a_hangup_is_ignored_under_nohup(world):
     assert world.run() == Ended(0, PUSHED, "")
 
 
-@pytest.mark.parametrize("name", ["httpx", "dotenv"])
-def test_a_missing_library_is_exit_2(monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("httpx", "httpx is missing: use .venv/bin/python or uv run"),
+        ("dotenv", "dotenv is missing: use .venv/bin/python or uv run"),
+        ("fcntl", "needs Python 3.11 or newer, on Linux, macOS or WSL"),
+    ],
+)
+def test_a_missing_module_is_exit_2(monkeypatch, capsys, name, said):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT))
-    said = "httpx or dotenv is missing: use .venv/bin/python or uv run"
     assert Ended(stop.value.code, *capsys.readouterr()).failed(2) == said
+
+
+def test_an_older_python_is_exit_2(monkeypatch, capsys):
+    older = types.ModuleType("datetime")
+    older.__dict__.update({name: getattr(datetime, name) for name in ("date", "timedelta")})
+    monkeypatch.setitem(sys.modules, "datetime", older)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT))
+    said = "needs Python 3.11 or newer, on Linux, macOS or WSL"
+    assert Ended(stop.value.code, *capsys.readouterr()).failed(2) == said
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 9))
+
+
+def test_ctrl_c_during_the_imports_is_quiet(monkeypatch, capsys):
+    import_module = builtins.__import__
+
+    def press(name, *rest):
+        return signal.raise_signal(signal.SIGINT) if name == "httpx" else import_module(name, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(builtins, "__import__", press)
+        runpy.run_path(str(SCRIPT))
+    assert Ended(stop.value.code, *capsys.readouterr()) == Ended(130, "", "")

@@ -32,8 +32,7 @@ AGAIN = "the next run tries again"
 RENAME = "rename that metric in Petals and run again"
 TWO_OF_THREE = PUSHED.replace("3 observations", "2 observations")
 WITHOUT_HRV = {"oura_readiness": 82, "oura_sleep_minutes": 432}
-OUT_OF_RANGE = "Metric value -1 is outside the valid range for someone_elses: min 0, max 100"
-NO_SUCH_YEAR = 'date/time field value out of range: "0000-01-01T00:00:00Z"'
+FILED = "Petals filed it under a similar metric of yours"
 NO_COUNT = "Petals did not say how many of 3 observations it stored"
 NO_JSON = "Petals observations/bulk answered 200: no JSON object of at most 8 MiB"
 SLOW = httpx.ReadTimeout("The read timed out")
@@ -108,19 +107,23 @@ def test_metric_deleted_between_two_runs_is_defined_again(world, petals):
     assert petals.stored_once()
 
 
-def test_metric_deleted_during_a_run_is_left_out(week, petals):
+def test_metric_deleted_during_a_run_is_defined_again(week, petals):
     def delete(_):
         del petals.metrics["oura_hrv"]
 
     petals.fail(BULK, well, well, delete)
-    ended = week.run("--days", "3")
-    (problem,) = ended.problems
-    assert problem.startswith("oura_hrv left out: Petals observations answered 400: ")
-    assert problem.endswith(f"; {AGAIN}")
-    assert petals.stored == {before(0): VALUES, before(1): WITHOUT_HRV, before(2): WITHOUT_HRV}
-    assert len(petals.asked(SINGLE)) == 3
-    assert week.run("--days", "3").code == 0
+    text = "Pushed 9 observations for 3 of 3 days, 2026-06-08 to 2026-06-10.\n"
+    assert week.run("--days", "3") == Ended(0, text, "")
     assert petals.stored == {before(n): VALUES for n in range(3)}
+
+
+def test_metric_that_vanishes_after_its_proposal_is_told(world, petals):
+    know(petals, *VALUES)
+    unknown = answer(200, inserted=2, errors=[{"index": 1, "code": "DEFINITION_NOT_FOUND"}])
+    petals.fail(BULK, unknown, unknown)
+    petals.fail(SINGLE, answer(400, message="no"))
+    problem = f"oura_hrv left out: Petals observations answered 400: no; {AGAIN}"
+    assert world.run() == Ended(1, TWO_OF_THREE, f"oura_to_petals: {problem}\n")
 
 
 def test_two_first_runs_at_once_store_values_once(cron):
@@ -140,31 +143,84 @@ def test_two_first_runs_at_once_store_values_once(cron):
 # --- Metrics that stay unknown -----------------------------------------------------------------
 
 
-def test_proposal_that_fails_is_told_once_a_run(week, petals):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (httpx.Response(500), "answered 500 (4 tries)"),
+        (httpx.Response(502), "answered 502 (4 tries)"),
+        (SLOW, f": the request failed: {SLOW} (4 tries)"),
+        (
+            answer(400, message="Jina API error: 503 Service Unavailable"),
+            "answered 400: Jina API error: 503 Service Unavailable",
+        ),
+        (
+            answer(400, message="duplicate key value violates unique constraint"),
+            "answered 400: duplicate key value violates unique constraint",
+        ),
+    ],
+    ids=["500", "502", "time-out", "embedding service", "duplicate key"],
+)
+def test_proposal_that_fails_costs_one_day(week, petals, fault, said):
+    """It is made again on the next day."""
     know(petals, *WITHOUT_HRV)
-    petals.fail(SINGLE, answer(400, message="Jina API error: 503 Service Unavailable"))
+    petals.fail(SINGLE, fault, times=4 if "4 tries" in said else 1)
     ended = week.run("--days", "7")
-    reason = "Petals observations answered 400: Jina API error: 503 Service Unavailable"
+    reason = f"Petals observations {said}".replace("observations :", "observations:")
     assert ended.problems == [f"oura_hrv left out: {reason}; {AGAIN}"]
-    text = "Pushed 14 observations for 7 of 7 days, 2026-06-04 to 2026-06-10.\n"
+    text = "Pushed 20 observations for 7 of 7 days, 2026-06-04 to 2026-06-10.\n"
     assert (ended.code, ended.out) == (1, text)
-    assert petals.stored == {before(n): WITHOUT_HRV for n in range(7)}
-    assert petals.pushed == [before(n) for n in (0, 0, 1, 2, 3, 4, 5, 6)]
+    first, *others = (before(n) for n in range(7))
+    assert petals.stored == {first: WITHOUT_HRV} | dict.fromkeys(others, VALUES)
     assert week.run("--days", "7").code == 0
     assert petals.stored == {before(n): VALUES for n in range(7)}
     assert len(petals.rows) == 21
 
 
-def test_metrics_with_one_reason_are_one_line(week, petals):
+def test_one_reason_of_several_days_is_told_once(week, petals):
+    know(petals, *WITHOUT_HRV)
+    petals.fail(SINGLE, answer(400, message="no"), times=7)
+    ended = week.run("--days", "7")
+    assert ended.problems == [f"oura_hrv left out: Petals observations answered 400: no; {AGAIN}"]
+    assert len(petals.asked(SINGLE)) == 7
+
+
+@pytest.mark.parametrize("fault", [SLOW, answer(500), answer(502)], ids=["lost", "500", "502"])
+def test_history_of_a_new_user_survives_one_bad_second(world, petals, fault):
+    world.oura.fill(60)
+
+    def lose(request):
+        petals.answer(request)
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    petals.fail(SINGLE, well, lose)
+    ended = world.run("--days", "60")
+    assert (ended.code, ended.err) == (0, "")
+    assert len(petals.rows) == 180
+
+
+def test_metrics_with_one_reason_are_one_line(world, petals):
     petals.fail(SINGLE, *[httpx.Response(500)] * 8, answer(400, message="no"))
-    ended = week.run("--days", "3")
+    ended = world.run()
     said = "Petals observations answered"
     assert ended.problems == [
         f"oura_readiness, oura_hrv left out: {said} 500 (4 tries); {AGAIN}",
         f"oura_sleep_minutes left out: {said} 400: no; {AGAIN}",
     ]
+    assert (ended.code, ended.out) == (1, "")
+    assert petals.pushed == [before(0)] * 2
+
+
+def test_night_of_metrics_that_stay_left_out_is_not_sent(week, petals):
+    petals.define("someone_elses", label="Everything")
+    petals.similar = dict.fromkeys(VALUES, "someone_elses")
+    ended = week.run("--days", "3")
+    (problem,) = ended.problems
+    assert problem == f"{', '.join(VALUES)} left out: {FILED}; {RENAME}"
     assert (ended.code, ended.out) == (1, "Pushed 0 observations for 0 of 3 days.\n")
     assert petals.pushed == [before(0)] * 2
+    assert petals.singles == []
 
 
 @pytest.mark.parametrize("fault", [SLOW, httpx.ReadError("lost")], ids=["time-out", "lost"])
@@ -179,22 +235,31 @@ def test_answer_of_a_proposal_may_be_lost(world, petals, fault):
 
 
 @pytest.mark.parametrize(
-    ("limits", "refusal"),
+    ("limits", "where"),
     [
-        ({}, NO_SUCH_YEAR),
-        ({"low": 0, "high": 100}, OUT_OF_RANGE),
-        ({"low": -50, "high": 100}, NO_SUCH_YEAR),
+        ({}, ""),
+        ({"low": 0, "high": 100}, ", someone_elses"),
+        ({"low": -50, "high": 100}, ""),
     ],
     ids=["no range", "the same range", "a wider range"],
 )
-def test_nothing_is_stored_in_a_similar_metric(world, petals, limits, refusal):
+def test_nothing_is_stored_in_a_similar_metric(world, petals, limits, where):
     know(petals, *WITHOUT_HRV)
     petals.define("someone_elses", label="My HRV", **limits)
     petals.similar = {"oura_hrv": "someone_elses"}
-    problem = f"oura_hrv left out: Petals observations answered 400: {refusal}; {AGAIN}"
+    problem = f"oura_hrv left out: {FILED}{where}; {RENAME}"
     assert world.run() == Ended(1, TWO_OF_THREE, f"oura_to_petals: {problem}\n")
     assert petals.stored == {str(DAY): WITHOUT_HRV}
     assert petals.singles == []
+
+
+def test_metric_that_is_filed_elsewhere_is_proposed_once_a_run(week, petals):
+    know(petals, *WITHOUT_HRV)
+    petals.define("someone_elses", label="My HRV")
+    petals.similar = {"oura_hrv": "someone_elses"}
+    assert len(week.run("--days", "7").problems) == 1
+    assert petals.pushed == [before(n) for n in (0, 0, 1, 2, 3, 4, 5, 6)]
+    assert petals.stored == {before(n): WITHOUT_HRV for n in range(7)}
 
 
 def test_metric_with_the_same_label_is_named(world, petals):
@@ -203,7 +268,7 @@ def test_metric_with_the_same_label_is_named(world, petals):
     petals.similar = {"oura_hrv": "someone_elses"}
     theirs = {"metricSlug": "someone_elses", "value": 5, "occurredAt": AT}
     petals.singles = [theirs]  # so both ways of listing show it
-    problem = f"oura_hrv left out: your metric someone_elses has the same label; {RENAME}"
+    problem = f"oura_hrv left out: {FILED}, someone_elses; {RENAME}"
     assert world.run() == Ended(1, TWO_OF_THREE, f"oura_to_petals: {problem}\n")
     assert petals.singles == [theirs]
 
@@ -221,21 +286,21 @@ def test_rename_of_the_other_metric_is_enough(world, petals):
 def test_proposal_that_was_taken_says_to_rename(world, petals):
     know(petals, *WITHOUT_HRV)
     petals.fail(SINGLE, answer(200, inserted=0, errors=[], definitionCreated=False))
-    problem = f"oura_hrv left out: Petals filed it under a similar metric; {RENAME}"
+    problem = f"oura_hrv left out: {FILED}; {RENAME}"
     assert world.run() == Ended(1, TWO_OF_THREE, f"oura_to_petals: {problem}\n")
 
 
 @pytest.mark.parametrize(
     ("status", "advice"), [(401, KEY_ADVICE), (403, KEY_ADVICE), (429, "try again later")]
 )
-@pytest.mark.parametrize(("path", "tries"), [(LIST, 4), (SINGLE, 4)])
-def test_refused_key_or_a_limit_ends_the_run(world, petals, path, tries, status, advice):
+@pytest.mark.parametrize("path", [SINGLE, BULK])
+def test_refused_key_or_a_limit_ends_the_run(world, petals, path, status, advice):
     petals.fail(path, httpx.Response(status), times=4)
     question = path.removeprefix("/api/memory/metrics/")
-    tried = f" ({tries} tries)" if status == 429 else ""
+    tried = " (4 tries)" if status == 429 else ""
     problem = f"2026-06-10: Petals {question} answered {status}{tried}; {advice}"
     assert world.run().failed().startswith(problem)
-    assert len(petals.asked(path)) == (tries if tried else 1)
+    assert len(petals.asked(path)) == (4 if tried else 1)
     assert petals.rows == []
 
 
@@ -365,21 +430,25 @@ def test_answer_without_a_count_is_a_failure(world, content, problem):
 @pytest.mark.parametrize(
     ("content", "stored", "problem"),
     [
-        ({}, 3, None),
+        ({"jobId": "job-1"}, 3, None),
         ({"inserted": 3}, 3, None),
         ({"inserted": 1}, 1, "Petals stored 1 of 3 observations"),
+        ({}, 0, f"{NO_COUNT}; check PETALS_HOST"),
+        ({"ok": False}, 0, f"{NO_COUNT}; check PETALS_HOST"),
+        ({"errors": []}, 0, f"{NO_COUNT}; check PETALS_HOST"),
         (
-            {"errors": [{"index": 0, "message": "no"}]}, 2,
+            {"jobId": "job-1", "errors": [{"index": 0, "message": "no"}]}, 2,
             "Petals stored 2 of 3 observations; oura-readiness refused: no",
         ),
         (
-            {"errors": [{"index": 1, "code": "DEFINITION_NOT_FOUND"}]}, 2,
+            {"jobId": 1, "errors": [{"index": 1, "code": "DEFINITION_NOT_FOUND"}]}, 2,
             "Petals stored 2 of 3 observations; oura-hrv refused: DEFINITION_NOT_FOUND",
         ),
         ({"inserted": "3"}, 0, f"{NO_COUNT}; check PETALS_HOST"),
         ([], 0, f"{NO_JSON}; check PETALS_HOST"),
     ],
-    ids=["nothing", "all", "one", "refused", "unknown", "no number", "array"],
+    ids=["a job", "all", "one", "nothing", "foreign", "no errors", "refused", "unknown",
+         "no number", "array"],
 )  # fmt: skip
 def test_answer_of_an_array_server_is_believed(array_world, content, stored, problem):
     array_world.petals.fail(BULK, httpx.Response(200, json=content))
@@ -390,3 +459,11 @@ def test_answer_of_an_array_server_is_believed(array_world, content, stored, pro
     assert ended.out.startswith(f"Pushed {count} for 2026-06-10." if stored else "")
     assert bool(ended.out) == bool(stored)
     assert array_world.petals.asked(SINGLE) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"accepted", b'{"jobId": "job-1"}'])
+def test_202_of_an_array_server_is_believed(array_world, content):
+    array_world.petals.fail(BULK, httpx.Response(202, content=content))
+    ended = array_world.run()
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("Pushed 3 observations for 2026-06-10.")

@@ -30,6 +30,7 @@ from fakes import (
     answer,
     before,
     daily_sleep,
+    hang,
     hanging_ends,
     local_server,
     readiness,
@@ -89,13 +90,6 @@ FAULTS = [  # a path, how each of its requests fails, the reason that is told, a
     (SLEEP, redirect(302), f"Oura sleep answered 302: {REDIRECT}", "check OURA_HOST"),
     (SLEEP, REFUSED, f"could not reach Oura: {REFUSED} (4 tries)", "the network and OURA_HOST"),
     (SLEEP, CERTIFICATE, f"could not reach Oura: {CERTIFICATE} (4 tries)", "OURA_HOST"),
-    (LIST, 204, "Petals list answered 204: no JSON object", "check PETALS_HOST"),
-    (LIST, 400, "Petals list answered 400", "check PETALS_HOST"),
-    (LIST, 401, "Petals list answered 401", "create a new one in Petals at Settings → API keys"),
-    (LIST, 403, "Petals list answered 403", "check PETALS_API_KEY"),
-    (LIST, 429, "Petals list answered 429 (4 tries)", "try again later"),
-    (LIST, redirect(301), f"Petals list answered 301: {REDIRECT}", "check PETALS_HOST"),
-    (LIST, REFUSED, f"could not reach Petals: {REFUSED} (4 tries)", "the network and PETALS_HOST"),
     (BULK, 300, f"{IN_BULK} answered 300: a redirect to nowhere, not followed", "PETALS_HOST"),
     (BULK, 401, f"{IN_BULK} answered 401", "check PETALS_API_KEY"),
     (BULK, 404, f"{IN_BULK} answered 404", "check PETALS_HOST"),
@@ -128,12 +122,11 @@ def test_a_fault_is_told_in_one_line(world, path, fault, reason, advice):
 @pytest.mark.parametrize("fault", TRANSIENT, ids=name)
 def test_a_request_is_tried_again(world, fault):
     world.oura.fail(SLEEP, fault, times=3)
-    world.petals.fail(LIST, fault, times=3)
     world.petals.fail(BULK, fault, times=3)
     ended = world.run()
     assert (ended.code, ended.err) == (0, "")
     assert world.petals.stored_once()
-    pauses = [1] * 3 + [2] * 3 + [4] * 3
+    pauses = [1] * 2 + [2] * 2 + [4] * 2
     for pause, about in zip(sorted(world.waited), pauses, strict=True):
         assert 0.8 * about <= pause <= 1.2 * about
 
@@ -154,12 +147,85 @@ def test_an_array_is_sent_again(array_world):
     assert len(array_world.petals.rows) == 3
 
 
-def test_verbose_tells_that_the_list_fails(world):
-    world.petals.fail(LIST, httpx.Response(500), times=9)
+@pytest.mark.parametrize(
+    "fault", [SLOW, REFUSED, *map(httpx.Response, (301, 400, 401, 403, 429, 500, 503))], ids=name
+)
+def test_a_list_that_fails_decides_nothing(world, fault):
+    world.petals.fail(LIST, fault, times=9)
     ended = world.run("-v")
-    assert ended.code == 0
-    reason = "Petals list answered 500 (4 tries); try again later; going on without the list"
-    assert reason in ended.problems
+    assert (ended.code, ended.out) == (0, PUSHED)
+    assert ended.err.count("; going on without the list") == 1
+    assert world.petals.stored_once()
+    tries = 4 if fault is REFUSED else 1  # what is not reached is not asked
+    assert len(world.petals.asked(LIST)) == tries
+    world.petals.fail(LIST, fault, times=9)
+    assert world.run() == Ended(0, PUSHED, "")
+
+
+FOREIGN = [
+    answer(200, ok=False, error="maintenance"),
+    answer(200),
+    answer(200, captive=True),
+    answer(200, metrics=None),
+    answer(200, metrics={}),
+    httpx.Response(200, json=[]),
+    httpx.Response(200, text='{"metrics": [{"slug"'),
+    httpx.Response(204),
+    HTML,
+]
+FOREIGN_IDS = [
+    "maintenance",
+    "empty",
+    "captive",
+    "null",
+    "object",
+    "array",
+    "cut off",
+    "204",
+    "page",
+]
+
+
+@pytest.mark.parametrize("strange", FOREIGN, ids=FOREIGN_IDS)
+class TestStrangeAnswers:
+    """Something else answers in place of Petals, or of its list."""
+
+    def test_no_night_counts_as_stored(self, world, strange):
+        for path in (LIST, SINGLE, BULK):
+            world.petals.fail(path, strange, times=99)
+        world.oura.fill(7)
+        for options in ([], ["--days", "7", "--quiet"]):
+            ended = world.run(*options)
+            assert (ended.code, "Pushed 3" in ended.out) == (1, False)
+            assert world.petals.stored == {}
+            said = "Petals did not say how many of 3 observations it stored"
+            assert said in ended.err or "no JSON object" in ended.err
+
+    def test_a_list_is_told_and_decides_nothing(self, world, strange):
+        world.petals.fail(LIST, strange)
+        ended = world.run()
+        assert (ended.code, ended.out, len(ended.problems)) == (0, PUSHED, 1)
+        assert ended.problems[0].startswith(f"Petals list answered {strange.status_code}: no ")
+        assert ended.problems[0].endswith("; check PETALS_HOST; going on without the list")
+        assert world.petals.stored_once()
+
+    def test_a_check_fails(self, world, strange):
+        world.petals.fail(LIST, strange)
+        ended = world.run("--check", day=None)
+        assert (ended.code, "accepted" in ended.out) == (1, False)
+        assert ended.problems[0].startswith(f"Petals: list answered {strange.status_code}: no ")
+
+
+def test_a_list_that_hangs_takes_ten_seconds(world, monkeypatch):
+    assert oura_to_petals.LIST_SECONDS == 10
+    monkeypatch.setattr(oura_to_petals, "LIST_SECONDS", 0.1)
+    world.petals.fail(LIST, hang)
+    world.oura.fill(7)
+    started = time.monotonic()
+    assert world.run("--days", "7").code == 0
+    assert time.monotonic() - started < 2
+    assert len(world.petals.stored) == 7
+    assert len(world.petals.asked(LIST)) == 1
 
 
 def test_verbose_shows_each_try_and_no_key(world):
@@ -236,12 +302,24 @@ def test_a_server_is_quoted_without_keys(world, body, said):
     assert KEY not in problem
 
 
-@pytest.mark.parametrize("paths", [[LIST], [BULK], [LIST, BULK]], ids=["list", "bulk", "both"])
-def test_a_page_is_never_a_success(world, paths):
-    for path in paths:
-        world.petals.fail(path, HTML, times=9)
-    world.run().failed()
-    assert world.petals.stored == {}
+SPELLINGS = [  # of +, / and =
+    "+/=",
+    "%2B%2F%3D",
+    "%2b%2f%3d",
+    "+\\/=",
+    "\\u002b\\u002F\\u003d",
+    "&#43;&#x2F;&#x3D;",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("form", ["text", "JSON"])
+def test_a_key_is_masked_in_every_spelling(world, monkeypatch, spelling, form):
+    monkeypatch.setenv("PETALS_API_KEY", "petals-a+/=")
+    said = f"key petals-a{spelling} is unknown"
+    echo = httpx.Response(400, text=said) if form == "text" else answer(400, message=said)
+    world.petals.fail(BULK, echo)
+    assert ": key *** is unknown;" in world.run().failed()
 
 
 @pytest.mark.parametrize(
@@ -387,12 +465,36 @@ def test_a_bug_is_one_line_without_keys(world, monkeypatch):
     assert "client." in SCRIPT.read_text().splitlines()[int(number) - 1]
 
 
-@pytest.mark.parametrize("path", [SLEEP, LIST, BULK])
-def test_the_time_limit_ends_a_run(world, path):
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (SLEEP, "no answer from Oura sleep within 115 seconds"),
+        (BULK, f"no answer from {IN_BULK} within 115 seconds"),
+    ],
+)
+def test_the_time_limit_says_who_has_not_answered(world, path, said):
     service(world, path).fail(path, time_runs_out)
-    problem = world.run().failed()
-    assert problem == "2026-06-10: no answer from the services within 115 seconds"
+    assert world.run().failed() == f"2026-06-10: {said}"
     assert world.petals.stored == {}
+
+
+def test_the_time_limit_names_all_that_are_silent(world):
+    both_asked = threading.Barrier(2, timeout=10)
+    world.oura.fail(SLEEP, lambda _: both_asked.wait() and hang())
+    world.oura.fail(READINESS, lambda _: both_asked.wait() and None, time_runs_out)
+
+    def run_out(request):
+        both_asked.wait()
+        return time_runs_out(request)
+
+    world.oura.faults[READINESS] = [run_out]
+    said = "no answer from Oura daily_readiness and Oura sleep within 115 seconds"
+    assert world.run().failed() == f"2026-06-10: {said}"
+
+
+def test_the_time_limit_of_a_slow_run_blames_nobody(world):
+    world.petals.fail(BULK, httpx.Response(503), time_runs_out)
+    assert world.run().failed() == "2026-06-10: not finished within 115 seconds"
 
 
 def test_a_dripping_header_does_not_outlast_the_limit(world, monkeypatch):
@@ -408,9 +510,10 @@ def test_a_dripping_header_does_not_outlast_the_limit(world, monkeypatch):
     threading.Thread(target=drip, daemon=True).start()
     monkeypatch.setenv("PETALS_HOST", f"http://127.0.0.1:{server.getsockname()[1]}")
     monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.3)
+    monkeypatch.setattr(oura_to_petals, "LIST_SECONDS", 0.1)
     world.router.route(host="127.0.0.1").pass_through()
     started = time.monotonic()
-    assert "no answer from the services within " in world.run().failed()
+    assert f": no answer from Petals list and {IN_BULK} within " in world.run().failed()
     assert time.monotonic() - started < 5
 
 

@@ -24,6 +24,7 @@ from fakes import (
     ctrl_c,
     readiness,
     time_runs_out,
+    well,
 )
 
 import oura_to_petals
@@ -144,6 +145,8 @@ def said(week, cron, monkeypatch):
         run("--days", "7", "-v", "--wait")
         run("--check")
         service.faults.clear()
+    week.petals.fail(BULK, well, time_runs_out)
+    run("--days", "7")
     week.petals.similar = dict.fromkeys(Petals.KNOWN, "someone_elses")
     week.petals.metrics.clear()
     run()

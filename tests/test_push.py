@@ -73,12 +73,11 @@ def test_array_server_is_sent_an_array(array_world):
     "listed",
     [
         httpx.Response(405),
-        answer(200, metrics=None),
-        answer(200, metrics={}),
-        httpx.Response(200, json=[]),
-        httpx.Response(200, text="<html>Petals</html>"),
+        answer(202, jobId="job-1"),
+        answer(200, jobId="job-1"),
+        httpx.Response(202),
     ],
-    ids=["405", "metrics is null", "metrics is an object", "an array", "a page"],
+    ids=["405", "202 and a job", "200 and a job", "202"],
 )
 def test_server_without_a_list_is_an_array_server(array_world, listed):
     array_world.petals.fail(LIST, listed)
@@ -285,6 +284,8 @@ def test_day_without_data_sends_nothing(world, status):
 @pytest.mark.parametrize(
     ("empty", "metrics"),
     [
+        ("daily_sleep", "default"),
+        ("daily_sleep", "oura-hrv-ms"),
         ("sleep", "default"),
         ("sleep", "oura-hrv-ms"),
         ("daily_readiness", "default"),
@@ -307,10 +308,39 @@ def test_empty_collection_deletes_nothing_of_several_days(week, monkeypatch, emp
     assert len(week.petals.pushed) == 7
 
 
+def test_night_that_oura_reopens_for_a_moment_stays(world):
+    """Today's only session is a short one, so it counts once `daily_sleep` has the day."""
+    today = date.today()
+    world.oura.fill(7, last=today)
+    world.oura.collections["sleep"][0] = session(today, 7200, type="sleep")
+    assert world.run("--days", "7", day="today").code == 0
+    stored = world.petals.stored
+    assert stored[str(today)]["oura_sleep_minutes"] == 120
+    world.oura.collections["daily_sleep"] = []
+    assert world.run("--days", "7", day="today").code == 1
+    assert world.petals.stored == stored
+
+
+@pytest.mark.parametrize("collection", ["daily_readiness", "daily_sleep"])
+def test_last_of_two_documents_of_a_day_counts(world, monkeypatch, collection):
+    monkeypatch.setenv("OURA_METRICS", "oura-readiness,oura-sleep-score,oura-sleep-minutes")
+    world.petals = Petals(("oura_readiness", "oura_sleep_score", "oura_sleep_minutes"))
+    revised = {"id": "revised", "score": 60, "total_sleep_duration": 6000}
+    documents = world.oura.collections[collection]
+    documents[0] |= {"total_sleep_duration": 25_920}
+    documents.append({**documents[0], **revised})
+    assert world.run().code == 0
+    stored = world.petals.stored[str(DAY)]
+    if collection == "daily_readiness":
+        assert stored["oura_readiness"] == 60
+    else:
+        assert (stored["oura_sleep_score"], stored["oura_sleep_minutes"]) == (60, 100)
+
+
 @pytest.mark.parametrize(
     ("empty", "metrics", "total", "observations"),
     [
-        ("daily_sleep", "default", {}, 21),
+        ("daily_sleep", "oura-readiness", {}, 7),
         ("sleep", "oura-readiness", {}, 7),
         ("sleep", "default", TOTAL, 21),
         ("daily_readiness", "oura-sleep-minutes", {}, 7),

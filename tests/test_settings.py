@@ -174,6 +174,15 @@ class TestEnvFile:
         ended = no_keys.run("--env-file", str(file))
         assert (ended.code, ended.problems) == (0, [warning] if warned else [])
 
+    def test_a_device_or_pipe_for_everybody_is_not(self, no_keys, tmp_path):
+        path = tmp_path / "pipe"
+        os.mkfifo(path, 0o666)
+        path.chmod(0o666)
+        writer = threading.Thread(target=path.write_text, args=(BOTH,))
+        writer.start()
+        assert no_keys.run("--env-file", str(path)) == Ended(0, PUSHED, "")
+        writer.join()
+
 
 class TestMissing:
     @pytest.mark.parametrize(

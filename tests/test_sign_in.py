@@ -370,7 +370,7 @@ class TestLogin:
         older = write_tokens()
         login.oura.fail(TOKENS, fault, times=2)
         login.fails("the-code")
-        assert FILE.read_bytes() == older
+        assert FILE.read_bytes().rstrip() == older
 
     @pytest.mark.parametrize("line", ["", "refused-code"])
     def test_a_failed_sign_in_is_no_sign_in(self, login, line):
@@ -386,8 +386,20 @@ class TestLogin:
         Path("folder").mkdir()
         Path("file").touch()
         monkeypatch.setenv("OURA_TOKEN_FILE", os.path.abspath(name))
-        problem = login.paste("the-code").failed(code=2)
-        assert problem.startswith(f"OURA_TOKEN_FILE {os.path.abspath(name)}: ")
+        ended = login.paste("the-code")
+        assert ended.failed(code=2).startswith(f"OURA_TOKEN_FILE {os.path.abspath(name)}: ")
+
+    @pytest.mark.parametrize(
+        ("function", "error"),
+        [("pwrite", OSError(28, "No space left on device")), ("chmod", PermissionError(1, "No"))],
+        ids=["full disk", "file of another owner"],
+    )
+    def test_a_file_that_cannot_be_kept_comes_first(self, login, monkeypatch, function, error):
+        monkeypatch.setattr(os, function, Mock(side_effect=error))
+        ended = login.paste("the-code")
+        expected = f"OURA_TOKEN_FILE {FILE.absolute()}: {error.strerror}"
+        assert ended.failed(code=2) == expected
+        assert login.oura.requests == []
 
     @pytest.mark.parametrize("name", ["OURA_CLIENT_ID", "OURA_CLIENT_SECRET"])
     def test_login_needs_client_id_and_secret(self, login, monkeypatch, name):
@@ -628,6 +640,29 @@ class TestBrowser:
         ended, pages = login.browse(port, UNUSED, UNUSED, GOOD)
         assert (ended.code, pages) == (0, [(200, FINISHED)])
 
+    def test_a_client_that_drips_does_not_block_the_paste(self, login, port, monkeypatch):
+        start = time.monotonic()
+        hurried = lambda: start + 20 * (time.monotonic() - start)  # noqa: E731 - short
+        monkeypatch.setattr(oura_to_petals, "monotonic", hurried)
+        ended = threading.Event()
+
+        def drip():
+            wait_for_listener(port)
+            connection = socket.create_connection(("127.0.0.1", port))
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"GET /")
+                os.write(login.stdin, b"http://x/?code=the-code&state=the-state\n")
+                while not ended.wait(0.01):
+                    connection.sendall(b"x")
+
+        browser = threading.Thread(target=drip)
+        browser.start()
+        done = login.world.run("--login", day=None)
+        ended.set()
+        browser.join()
+        os.close(login.stdin)
+        assert (done.code, login.codes) == (0, ["the-code"])
+
 
 class TestRenewal:
     @pytest.mark.parametrize(
@@ -639,7 +674,7 @@ class TestRenewal:
         before = write_tokens(**more)
         assert signed_in.run() == Ended(0, PUSHED, "")
         assert signed_in.oura.forms == []
-        assert FILE.read_bytes() == before
+        assert FILE.read_bytes().rstrip() == before
 
     def test_a_refused_token_is_renewed(self, expired):
         assert expired.run() == Ended(0, PUSHED, "")
@@ -728,7 +763,7 @@ class TestRenewal:
         assert ("; 0 of 7 days are in" in problem) == (days == 7)
         assert expired.oura.forms == [RENEWAL]
         assert expired.petals.pushed == []
-        assert FILE.read_bytes() == before
+        assert FILE.read_bytes().rstrip() == before
 
     @pytest.mark.parametrize(
         "fault", [httpx.ReadTimeout("slow"), httpx.Response(500)], ids=["no answer", "500"]
@@ -750,7 +785,7 @@ class TestRenewal:
         before = FILE.read_bytes()
         expired.oura.fail(TOKENS, fault, times=9)
         assert expired.run().failed() == f"2026-06-10: {said}; check the network and OURA_TOKEN_URL"
-        assert FILE.read_bytes() == before
+        assert FILE.read_bytes().rstrip() == before
 
     @pytest.mark.parametrize(
         "content",
@@ -777,14 +812,34 @@ class TestRenewal:
         expected = f"OURA_TOKEN_FILE {FILE.absolute()}: Is a directory"
         assert signed_in.run().failed(code=2) == expected
 
-    def test_a_full_disk_costs_no_token(self, expired, monkeypatch):
+    @pytest.mark.parametrize("written", [0, 100, 16_383], ids=["nothing", "a part", "almost all"])
+    def test_a_full_disk_costs_no_token(self, expired, monkeypatch, written):
         before = FILE.read_bytes()
-        full = Mock(side_effect=OSError(28, "No space left on device"))
-        monkeypatch.setattr(os, "pwrite", full)
+        write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda *some: write(*some) and written)
         expected = f"2026-06-10: OURA_TOKEN_FILE {FILE.absolute()}: No space left on device"
         assert expired.run().failed() == expected
         assert expired.oura.forms == []
-        assert FILE.read_bytes() == before
+        assert FILE.read_bytes().rstrip() == before
+
+    def test_tokens_may_grow_on_a_full_disk(self, expired):
+        """There is room for them before the old ones are spent."""
+        sizes = []
+        expired.oura.fail(TOKENS, lambda _: sizes.append(FILE.stat().st_size))
+        assert expired.run().code == 0
+        assert sizes == [16_384]
+        assert (FILE.stat().st_size, tokens()) == (16_384, NEW)
+
+    @pytest.mark.parametrize("kind", ["FIFO", "device"])
+    def test_a_token_file_that_is_no_file_has_a_reason(self, signed_in, monkeypatch, kind):
+        path = os.devnull
+        if kind == "FIFO":
+            path = os.path.abspath("fifo")
+            os.mkfifo(path)
+        monkeypatch.setenv("OURA_TOKEN_FILE", path)
+        for option in ("--quiet", "--login"):
+            problem = f"OURA_TOKEN_FILE {path} is no regular file"
+            assert signed_in.run(option, day=None).failed(code=2) == problem
 
     def test_a_personal_token_wins(self, expired, monkeypatch):
         monkeypatch.setenv("OURA_TOKEN", TOKEN)
@@ -814,9 +869,9 @@ class TestInterruptions:
     def test_the_time_limit_counts_during_a_renewal(self, expired):
         before = FILE.read_bytes()
         expired.oura.fail(TOKENS, time_runs_out)
-        expected = "2026-06-10: no answer from the services within 115 seconds"
+        expected = "2026-06-10: no answer from Oura sign-in within 115 seconds"
         assert expired.run().failed() == expected
-        assert FILE.read_bytes() == before
+        assert FILE.read_bytes().rstrip() == before
 
     def test_a_renewal_is_not_started_late(self, expired, monkeypatch):
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 59.0)
@@ -824,11 +879,18 @@ class TestInterruptions:
         assert expired.run().failed() == expected
         assert expired.oura.forms == []
 
-    def test_waiting_for_another_run_is_limited(self, signed_in, monkeypatch):
+    @pytest.mark.parametrize("option", ["--quiet", "--check", "--dry-run", "--login"])
+    def test_waiting_for_another_process_is_limited(self, signed_in, monkeypatch, option):
         monkeypatch.setattr(oura_to_petals, "RUN_SECONDS", 0.1)
+        monkeypatch.setattr(oura_to_petals, "RENEWAL_SECONDS", 0.1)
         with FILE.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            assert signed_in.run().failed().startswith("no answer from ")
+            ended = signed_in.run(option, day=None)
+        file = shlex.quote(str(FILE.absolute()))
+        problem = f"another process holds OURA_TOKEN_FILE {file}; see which with: lsof {file}"
+        assert ended.code == 1
+        assert ended.problems[0].removeprefix("Oura: ") == problem
+        assert signed_in.oura.requests == []
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_does_not_cut_a_renewal(self, expired, number):
