@@ -139,9 +139,12 @@ INSTALLED_NAME = "oura-to-petals"  # the name under which pip, pipx and uv insta
 class Settings(dict[str, str]):
     """The settings by name."""
 
-    named_file: Path | None = None  # with --env-file
-    env_places: Sequence[Path] = ()  # where `.env` was found, else where it was looked for
     __repr__ = object.__repr__  # without the values
+
+    def __init__(self) -> None:
+        self.named_file: Path | None = None  # with --env-file
+        self.env_places: Sequence[Path] = ()  # where `.env` was found, else was looked for
+        self.origins: dict[str, str] = {}  # as in "OURA_TOKEN from the environment"
 
     def command(self, *options: str) -> str:
         """Return a shell command for this program that works in any folder."""
@@ -153,7 +156,7 @@ class Settings(dict[str, str]):
 
     def form_problem(self, name: str) -> str:
         """Return what is wrong with the form of a value, without the value, or ""."""
-        if name == "OURA_TOKEN" and self[name].startswith("petals-"):
+        if name != "PETALS_API_KEY" and self[name].startswith("petals-"):
             return "begins with petals-: are the two keys swapped?"
         wrong = [
             PROBLEMS[form]
@@ -163,14 +166,18 @@ class Settings(dict[str, str]):
         return wrong[0] if wrong else ""
 
     def require(self, *names: str, hint: str = "") -> None:
-        """Raise `SettingsError` with all of these settings that are missing or wrong."""
+        """Raise `SettingsError` with all of these settings that are missing or wrong.
+
+        A key of Petals in any other setting is found, too, before it is sent or printed.
+        """
         problems = []
         if missing := [name for name in names if not self[name]]:
             places = " or ".join(map(str, self.env_places))
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
         if hint:
             problems.append(hint)
-        for name in names:
+        swapped = [name for name in SETTINGS if self[name].startswith("petals-")]
+        for name in dict.fromkeys([*names, *swapped]):
             if self[name] and (problem := self.form_problem(name)):
                 problems.append(f"{name} {problem}")
         if problems:
@@ -209,14 +216,18 @@ def load_settings(named_file: Path | None) -> Settings:
         del places[0]
     # A `.env` may be a pipe. `os.path` passes over a folder that this account may not look into.
     found = [path for path in places if os.path.exists(path) and not os.path.isdir(path)]
-    if named_file:
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+    if named_file:  # it may be one person's of several, so the sign-in is beside it
         settings.named_file = named_file.expanduser().absolute()
         found = [settings.named_file]
+        defaults["OURA_TOKEN_FILE"] = f"{settings.named_file}.oura-token.json"
     settings.env_places = found[:1] or places
     in_file = read_env_file(found[0]) if found else {}
-    for name, setting in SETTINGS.items():
-        in_environment = os.environ.get(name, "").strip()
-        settings[name] = in_environment or (in_file.get(name) or "").strip() or setting.default
+    for name, default in defaults.items():
+        from_environment = os.environ.get(name, "").strip()
+        settings[name] = from_environment or (in_file.get(name) or "").strip() or default
+        place = "the environment" if from_environment else settings.env_places[0]
+        settings.origins[name] = f"{name} from {place}"
     settings["OURA_TOKEN_FILE"] = os.path.expanduser(settings["OURA_TOKEN_FILE"])
     return settings
 
@@ -245,8 +256,12 @@ def clean(said: object) -> str:
     for secret in sorted(SECRETS, key=len, reverse=True):
         text = re.sub("".join(map(spellings, secret)), "***", text, flags=re.IGNORECASE)
     text = re.sub("<[^<>]*>", " ", "".join(char if char.isprintable() else " " for char in text))
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return shorten(" ".join(text.split()), 200)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text, cut to at most so many characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 @contextmanager
@@ -403,11 +418,18 @@ class Service:
         status, wait = response.status_code, response.headers.get("Retry-After", "")
         text = body.decode(errors="replace")
         said = what_was_said(response, answer, text)
+        is_page = answer is None and text.strip() != ""
         reason = f"{name} answered {status}: {said}".removesuffix(": ") + tries
         retry_after = float(wait) if re.fullmatch("[0-9]+", wait) else None
-        seconds = f"try again in {retry_after:.0f} seconds" if retry_after is not None else ""
         fatal = status in (401, 403, 426, 429) or self.failure_is_fatal
-        advice = seconds or self.advice(status)
+        advice = self.advice(status)
+        if retry_after is not None:
+            advice = f"try again in {retry_after:.0f} seconds"
+        elif status in (401, 403) and is_page:
+            advice = f"something between here and {self.name} refused this: "
+            advice += (
+                "see whether a firewall, a proxy or a sign-in page of the network is in between"
+            )
         raise RequestError(reason, advice, fatal, status, retry_after=retry_after, body=text)
 
 
@@ -643,15 +665,17 @@ class Oura(Service):
 
     def advice(self, status: int) -> str:
         """Return what a person can do about a refusal."""
-        allow_all = f"run {self.settings.command('--login')} again and allow all that Oura asks for"
-        if status == 401 and self.personal_token:
-            return (
-                "Oura no longer issues personal tokens: remove OURA_TOKEN and sign in with --login"
-            )
-        if status == 401:  # `read` renews an expired token, so it is a new one that was refused
-            return f"a permission is missing: {allow_all}"
-        if status == 403:
-            return f"the Oura membership has lapsed or a permission is missing: {allow_all}"
+        login, token = self.settings.command("--login"), self.settings.origins["OURA_TOKEN"]
+        file = self.settings["OURA_TOKEN_FILE"]
+        lapsed = "the Oura membership has lapsed or "
+        if self.personal_token and status == 401:
+            return f"Oura no longer issues personal tokens: remove {token} and sign in with {login}"
+        if self.personal_token and status == 403:
+            return f"{lapsed}{token} lacks a permission: see the membership in the Oura app"
+        if status in (401, 403):  # `read` renews a token that has expired, so this one was new
+            missing = f"a permission is missing from the tokens in {file}"
+            allow = f"run {login} again and allow all that Oura asks for"
+            return f"{lapsed if status == 403 else ''}{missing}: {allow}"
         if status == 426:
             return "the Oura app on the phone is too old: update it"
         return super().advice(status)
@@ -709,8 +733,10 @@ class Oura(Service):
         The days follow one another.
         """
         newest, oldest = days[0], days[-1]
-        # Users measured that the first or the last day is left out. So ask for one more of each.
-        params = {"start_date": str(oldest - ONE_DAY), "end_date": str(newest + ONE_DAY)}
+        # Users measured that the first or the last day is left out, and that some collections go by
+        # the day in UTC. So ask for two more of each.
+        start, end = oldest - 2 * ONE_DAY, newest + 2 * ONE_DAY
+        params = {"start_date": str(start), "end_date": str(end)}
         if collection == "sleep":  # without its 5-minute series, which are most of a document
             rows = [row for row in METRICS.values() if row.collection == "sleep"]
             fields = [row.field.partition(".")[0] for row in rows]
@@ -767,30 +793,36 @@ def overwrite(file: int, content: bytes) -> None:
 class SignIn(Service):
     """The tokens of `--login`. They are in OURA_TOKEN_FILE, which is locked while it is used.
 
-    The file has a JSON object with `access_token` and `refresh_token`, padded by `overwrite`. With
-    blanks alone, it has no tokens yet.
+    The file has a JSON object with `access_token`, `refresh_token` and the `client_id` of the
+    application that they belong to, padded by `overwrite`. With blanks alone, it has no tokens yet.
     """
 
     name, url_setting = "Oura sign-in", "OURA_TOKEN_URL"
     failure_is_fatal = True
 
+    def __init__(self, client: httpx.Client, settings: Settings) -> None:
+        super().__init__(client, settings)
+        self.path, self.login = settings["OURA_TOKEN_FILE"], settings.command("--login")
+
     def advice(self, status: int) -> str:
         """Return what a person can do about a refusal."""
         if status in (400, 401):
-            settings = "OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
-            return f"sign in again with --login; if that fails, check {settings}"
+            return f"sign in again with {self.login}"
         return super().advice(status)
 
     @contextmanager
-    def open_file(self, flags: int = 0) -> Iterator[int]:
+    def open_file(self, create: bool = False) -> Iterator[int]:
         """Open and lock the token file. Raises a fatal `SettingsError`, also for the block."""
-        path = self.settings["OURA_TOKEN_FILE"]
         try:
+            if create:
+                os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
             # O_SYNC: what is written is on the disk.
-            file = os.open(path, os.O_RDWR | os.O_SYNC | flags, 0o600)
+            flags = os.O_RDWR | os.O_SYNC | (os.O_CREAT if create else 0)
+            file = os.open(self.path, flags, 0o600)
             try:
                 if not stat.S_ISREG(os.fstat(file).st_mode):
-                    raise SettingsError(f"OURA_TOKEN_FILE {path} is no regular file", fatal=True)
+                    reason = f"OURA_TOKEN_FILE {self.path} is no regular file"
+                    raise SettingsError(reason, fatal=True)
                 self.lock(file)
                 yield file
             finally:
@@ -798,7 +830,7 @@ class SignIn(Service):
         except FileNotFoundError:
             raise self.not_signed_in() from None
         except OSError as error:
-            reason = f"OURA_TOKEN_FILE {path}: {error.strerror}"
+            reason = f"OURA_TOKEN_FILE {self.path}: {error.strerror}"
             raise SettingsError(reason, fatal=True) from None
 
     def lock(self, file: int) -> None:
@@ -806,23 +838,36 @@ class SignIn(Service):
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except TimeLimit:
-            path = shlex.quote(self.settings["OURA_TOKEN_FILE"])
-            reason = f"another process holds OURA_TOKEN_FILE {path}"
-            raise RunError(reason, f"see which with: lsof {path}", fatal=True) from None
+            reason = f"another process holds OURA_TOKEN_FILE {self.path}"
+            advice = f"see which with: lsof {shlex.quote(self.path)}"
+            raise RunError(reason, advice, fatal=True) from None
 
     def not_signed_in(self) -> SettingsError:
         """Return the error for a token file that is not there or has no tokens."""
-        reason = f"not signed in: no tokens in {self.settings['OURA_TOKEN_FILE']}"
-        return SettingsError(reason, f"run {self.settings.command('--login')}", fatal=True)
+        reason = f"not signed in: no tokens in {self.path}"
+        return SettingsError(reason, f"run {self.login}", fatal=True)
 
-    def parse_tokens(self, content: str | bytes, place: str) -> dict[str, str]:
-        """Return the tokens in a JSON object. Raises a fatal `RunError` if they cannot be used."""
+    def own(self, content: bytes) -> Json:
+        """Return what the token file has. Raises a fatal `SettingsError` if it is not ours."""
         found: Json = {}
         with suppress(ValueError, TypeError, RecursionError):
             found = dict(json.loads(content))
+        # Version 2.0.0 did not write a client id.
+        if (
+            found.get("client_id", self.settings["OURA_CLIENT_ID"])
+            != self.settings["OURA_CLIENT_ID"]
+        ):
+            file = shlex.quote(self.path)
+            advice = f"set OURA_TOKEN_FILE, or sign in with: mv {file} {file}.old && {self.login}"
+            reason = f"the tokens in {self.path} belong to another application"
+            raise SettingsError(reason, advice, fatal=True)
+        return found
+
+    def usable(self, found: Json, place: str) -> dict[str, str]:
+        """Return the two tokens. Raises a fatal `RunError` if one is missing or impossible."""
         tokens = {name: str(found.get(name) or "") for name in ("access_token", "refresh_token")}
         if not all(re.fullmatch("[!-~]+", token) for token in tokens.values()):
-            advice = "sign in again with --login"
+            advice = f"sign in again with {self.login}"
             raise RunError(f"the tokens in {place} cannot be used", advice, fatal=True)
         SECRETS.update(tokens.values())
         return tokens
@@ -833,7 +878,7 @@ class SignIn(Service):
             content = os.pread(file, MAX_BYTES, 0)
             if not content.strip():
                 raise self.not_signed_in()
-            tokens = self.parse_tokens(content, self.settings["OURA_TOKEN_FILE"])
+            tokens = self.usable(self.own(content), self.path)
             if tokens["access_token"] != refused:  # maybe because another run has renewed it
                 return tokens["access_token"]
             if seconds_left() < RENEWAL_SECONDS:
@@ -849,15 +894,12 @@ class SignIn(Service):
                 return self.keep(file, answer)
 
     def prepare(self) -> None:
-        """See that the token file can be written. Raises `SettingsError`."""
-        path = self.settings["OURA_TOKEN_FILE"]
-        try:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(f"OURA_TOKEN_FILE {path}: {error.strerror}") from None
-        with self.open_file(os.O_CREAT) as file:
+        """See that new tokens can be kept. Raises `SettingsError`."""
+        with self.open_file(create=True) as file:
+            content = os.pread(file, MAX_BYTES, 0)
+            self.own(content)  # raises if they belong to another application
             os.chmod(file, 0o600)
-            overwrite(file, os.pread(file, MAX_BYTES, 0))
+            overwrite(file, content)
 
     def exchange(self, code: str, verifier: str) -> None:
         """Trade an authorization code for tokens, and keep them. Raises `RunError`."""
@@ -868,10 +910,8 @@ class SignIn(Service):
             answer = self.ask_for_tokens(form)
             scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
             if scope and "daily" not in str(scope).replace("extapi:", "").split():
-                advice = "see that your application at Oura has daily ticked, then run "
-                advice += (
-                    f"{self.settings.command('--login')} again and allow all that Oura asks for"
-                )
+                advice = "see that your application at Oura has daily ticked, then "
+                advice += f"run {self.login} again and allow all that Oura asks for"
                 raise RunError("Oura did not grant the permission daily", advice)
             self.keep(file, answer)
 
@@ -879,13 +919,22 @@ class SignIn(Service):
         """Spend a code or a refresh token; return Oura's answer. Raises `RequestError`."""
         client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
         data = {**form, "client_id": client_id, "client_secret": secret}
-        # If an answer is lost, the token may be spent. One more attempt is worth it.
-        return self.request("POST", "", attempts=2, data=data)
+        try:
+            # If an answer is lost, the token may be spent. One more attempt is worth it.
+            return self.request("POST", "", attempts=2, data=data)
+        except RequestError as error:
+            if "invalid_client" not in error.body:  # RFC 6749, 5.2
+                raise
+            origins = self.settings.origins
+            both = f"{origins['OURA_CLIENT_ID']} and {origins['OURA_CLIENT_SECRET']}"
+            advice = f"the client id or secret is wrong: check {both}"
+            raise RunError(error.reason, advice, fatal=True) from None
 
     def keep(self, file: int, answer: Json) -> str:
         """Write the tokens of an answer to the file; return the access token. Raises `RunError`."""
-        tokens = self.parse_tokens(json.dumps(answer), "Oura's answer")
-        overwrite(file, json.dumps(tokens).encode())
+        tokens = self.usable(answer, "Oura's answer")
+        content = {**tokens, "client_id": self.settings["OURA_CLIENT_ID"]}
+        overwrite(file, json.dumps(content).encode())
         return tokens["access_token"]
 
 
@@ -894,10 +943,11 @@ def code_in(entered: str, state: str) -> str:
     query = httpx.QueryParams(entered.partition("#")[0].rpartition("?")[2])
     if "error" in query:
         said = clean(f"{query['error']} {query.get('error_description', '')}")
-        raise RunError(f"Oura refused the sign-in: {said}", "run --login again")
+        raise RunError(f"Oura refused the sign-in: {said}")
     if query.get("state") == state:  # otherwise the address is not one of this sign-in
         return str(query.get("code", ""))
-    return entered if re.fullmatch(KEY, entered, re.ASCII) else ""
+    is_code = re.fullmatch(KEY, entered, re.ASCII) and len(entered) > 7 and not entered.isalpha()
+    return entered if is_code else ""  # `yes` and `continue` are none
 
 
 def answer_browser(listener: socket.socket, path: str, state: str) -> str:
@@ -945,26 +995,29 @@ def wait_for_code(redirect_uri: str, state: str) -> str:
             prompt = f"Port {port} {problem}: paste the address of the page that you end on"
     say(prompt)
     wrong_lines = 0
-    while True:
+    while wrong_lines < 4:
         ready, _, _ = select.select(sources, [], [])
         if stdin in ready:
             line = stdin.readline()
             if not line:  # the end of input
-                break
+                sources.remove(stdin)
+                if not sources:
+                    raise RunError("there is no terminal to paste the address into")
             text = re.sub(r"\x1b?\[?20[01]~", "", line.decode(errors="replace"))  # bracketed paste
             text = text.strip("<>'\" \t\r\n")
         else:
             path = redirect.raw_path.decode().partition("?")[0]
             text = answer_browser(ready[0], path, state)
+        if code := code_in(text, state):
+            return code
         if text:
-            if code := code_in(text, state):
-                return code
             wrong_lines += 1
-            if wrong_lines == 4:
-                break
-            say("This is not the address of this sign-in. If in doubt, open the one above again.")
+            # A terminal cuts a line at 4,095 bytes, and a paste can be split in two.
+            say(
+                "This is not the whole address, of this try. If in doubt, open the one above again."
+            )
             say(f"The right one begins with {redirect_uri} and contains code=. Paste it here:")
-    raise RunError("no address of this sign-in was entered", "run --login again")
+    raise RunError("no address of this sign-in was entered")
 
 
 def log_in(client: httpx.Client, settings: Settings) -> int:
@@ -981,6 +1034,7 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
         "response_type": "code",
         "client_id": settings["OURA_CLIENT_ID"],
         "redirect_uri": redirect_uri,
+        "prompt": "consent",  # or an earlier consent, with nothing ticked, may be used again
         "scope": "extapi:daily daily",  # at the new and the old address; a wrong one is ignored
         "state": state,
         "code_challenge": challenge.decode().rstrip("="),
@@ -989,7 +1043,10 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
     say(f"Your application at Oura must have exactly this redirect address:\n  {redirect_uri}")
     address = httpx.URL(settings["OURA_AUTHORIZE_URL"], params=params)
     say(f"Open this address in a browser and agree:\n  {address}")
-    code = wait_for_code(redirect_uri, state)
+    try:
+        code = wait_for_code(redirect_uri, state)
+    except RunError as error:
+        raise RunError(error.reason, f"run {settings.command('--login')} again") from None
     with time_limit(RUN_SECONDS):
         sign_in.exchange(code, verifier)
         file = settings["OURA_TOKEN_FILE"]
@@ -1080,7 +1137,7 @@ class Petals(Service):
         """Return what a person can do about a refusal."""
         if status in (401, 403):
             new_key = "keys expire after a year; create a new one in Petals at Settings → API keys"
-            return f"check PETALS_API_KEY: {new_key}"
+            return f"check {self.settings.origins['PETALS_API_KEY']}: {new_key}"
         return super().advice(status)
 
     def post(self, path: str, body: object, attempts: int = MAX_ATTEMPTS) -> Json:
@@ -1102,7 +1159,7 @@ class Petals(Service):
         if "jobId" in answer:  # it answers everything as it answers observations
             return MetricList(is_array_server=True, is_sure=False)
         reason = "Petals list answered 200: no list of metrics"
-        raise RequestError(reason, self.advice(200), fatal=False, status=200)
+        raise RequestError(reason, f"check {self.url_setting}", fatal=False, status=200)
 
     def read_list_if_possible(self) -> MetricList:
         """Return the list of metrics, or NO_LIST: its failure proves nothing.
@@ -1150,25 +1207,22 @@ class Petals(Service):
                 proposed[metric] = self.propose(metric, listed.metrics)
         self.left_out |= {metric for metric in unknown if proposed[metric].lasts}
         reasons = [(petals_slug(metric), proposed[metric].reason) for metric in unknown]
-        problems = by_reason(reasons, "left out")
-        if refused or stored < len(metrics) - len(unknown):
-            count = f"{night.day}: Petals stored {stored} of {len(metrics)} observations"
-            problems.append("; ".join([count, *by_reason(refused, "refused")]))
-        return stored, problems
+        return stored, by_reason(reasons, "left out") + refused
 
     def send(
         self, night: Night, metrics: Sequence[Metric], as_array: bool
-    ) -> tuple[int, list[Metric], list[tuple[str, str]]]:
+    ) -> tuple[int, list[Metric], list[str]]:
         """Send these metrics of a night, in place of what Petals has of it. Raises `RunError`.
 
-        Returns the number of stored observations, the metrics that Petals does not know, and the
-        slugs and reasons of what else was refused.
+        Returns the number of stored observations, the metrics that Petals does not know, and what
+        to report if others are not stored, in one line.
         """
         body = array_body(night, metrics) if as_array else day_body(night, metrics)
         slugs = [metric.slug if as_array else petals_slug(metric) for metric in metrics]
         answer = self.post("observations/bulk", body)
         unknown: list[Metric] = []
         refused: list[tuple[str, str]] = []
+        again = False  # whether a second run heals it: another run or a full disk was in the way
         errors = answer.get("errors") or []
         for error in errors if isinstance(errors, list) else [errors]:
             entry = error if isinstance(error, dict) else {"message": error}
@@ -1178,9 +1232,9 @@ class Petals(Service):
             if code == "DEFINITION_NOT_FOUND" and has_slug and not as_array:
                 unknown.append(metrics[index])
                 continue
-            reason = clean(entry.get("message") or code or "no reason")
-            if code == "RANGE_VIOLATION":
-                reason = "outside the valid range"
+            reason = str(entry.get("message") or code or "no reason")
+            again = again or code == "RESOLVE_FAILED" or "changed before its derived" in reason
+            reason = "outside the valid range" if code == "RANGE_VIOLATION" else clean(reason)
             refused.append((slugs[index] if has_slug else "an observation", reason))
         stored = answer.get("inserted")
         if stored is None and as_array and "jobId" in answer:  # the answer of the guide
@@ -1188,7 +1242,11 @@ class Petals(Service):
         if type(stored) is not int:
             reason = f"Petals did not say how many of {len(slugs)} observations it stored"
             raise RunError(reason, "check PETALS_HOST")
-        return stored, unknown, refused
+        if not refused and stored >= len(slugs) - len(unknown):
+            return stored, unknown, []
+        problem = f"{night.day}: Petals stored {stored} of {len(slugs)} observations"
+        problem = shorten("; ".join([problem, *by_reason(refused, "refused")]), 600)
+        return stored, unknown, [f"{problem}; run again" if again else problem]
 
     def propose(self, metric: Metric, listed: Sequence[Json]) -> LeftOut:
         """Propose a metric; return what is to be said if Petals does not know it all the same.
@@ -1239,7 +1297,8 @@ class Petals(Service):
             reason = "Petals list answered as if it were sent observations"
             raise RunError(reason, "the first push shows whether it accepts them")
         if listed.is_array_server:
-            return "it has no list of metrics, so the first push shows whether it accepts the key."
+            either = "either this server has no list of metrics, or PETALS_HOST is wrong"
+            return f"{either}; the first push shows which, and whether it accepts the key."
         slugs = [petals_slug(metric) for metric in metrics]
         stats = [one.get("stats") or {} for one in listed.metrics if one.get("slug") in slugs]
         latest = [clean(one["latestAt"])[:10] for one in stats if one.get("latestAt")]
@@ -1568,10 +1627,13 @@ def run(options: argparse.Namespace) -> int:
         return show_demo(options.date)
     settings = load_settings(options.env_file)
     if options.login:
-        settings.require(*LOGIN)
+        has_key = bool(settings["PETALS_API_KEY"])  # then see now whether it can be one
+        settings.require(*LOGIN, *(["PETALS_API_KEY"] if has_key else []))
     elif options.dry_run:
         settings.require_for_reading()
-    elif not options.check:  # a check tells for each service what is missing
+    elif options.check:
+        settings.require()  # it tells for each service what is missing
+    else:
         settings.require_for_reading(*PETALS)
     metrics = choose_metrics(settings["OURA_METRICS"])
     SECRETS.update(settings[name] for name in KEYS if settings[name])

@@ -231,7 +231,8 @@ def test_ctrl_c_during_the_imports_is_quiet(monkeypatch, capsys):
     def press(name, *rest):
         return signal.raise_signal(signal.SIGINT) if name == "httpx" else import_module(name, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(builtins, "__import__", press)
+    monkeypatch.setattr(builtins, "__import__", press)
+    with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT))
+    monkeypatch.undo()
     assert Ended(stop.value.code, *capsys.readouterr()) == Ended(130, "", "")

@@ -27,12 +27,14 @@ from fakes import (
     well,
 )
 
-KEY_ADVICE = "check PETALS_API_KEY: keys expire after a year; create a new one in Petals at "
+KEY_ADVICE = "check PETALS_API_KEY from the environment: keys expire after a year; create a new "
 AGAIN = "the next run tries again"
 RENAME = "rename that metric in Petals and run again"
 TWO_OF_THREE = PUSHED.replace("3 observations", "2 observations")
 WITHOUT_HRV = {"oura_readiness": 82, "oura_sleep_minutes": 432}
 FILED = "Petals filed it under a similar metric of yours"
+RACE = "Source oura_2026-06-10 changed before its derived write could be committed"
+FULL_DISK = "could not extend file: No space left on device"
 NO_COUNT = "Petals did not say how many of 3 observations it stored"
 NO_JSON = "Petals observations/bulk answered 200: no JSON object of at most 8 MiB"
 SLOW = httpx.ReadTimeout("The read timed out")
@@ -370,9 +372,10 @@ def test_unknown_and_refused_metrics_are_told_apart(world, petals):
 @pytest.mark.parametrize(
     ("inserted", "errors", "problem"),
     [
-        (2, [{"index": 1, "code": "RESOLVE_FAILED", "message": "no"}], "; oura_hrv refused: no"),
+        (2, [{"index": 1, "code": "RESOLVE_FAILED", "message": "no"}],
+         "; oura_hrv refused: no; run again"),
         (2, [{"index": 2, "code": "INVALID_INPUT"}], "; oura_sleep_minutes refused: INVALID_INPUT"),
-        (3, [{"index": 9, "code": "RESOLVE_FAILED"}], "; an observation refused: RESOLVE_FAILED"),
+        (3, [{"index": 9, "code": "INVALID_INPUT"}], "; an observation refused: INVALID_INPUT"),
         (3, [{"index": -1, "message": "no"}], "; an observation refused: no"),
         (2, [{"code": "DEFINITION_NOT_FOUND"}], "; an observation refused: DEFINITION_NOT_FOUND"),
         (3, ["no"], "; an observation refused: no"),
@@ -381,10 +384,14 @@ def test_unknown_and_refused_metrics_are_told_apart(world, petals):
          "; oura_readiness, oura_hrv refused: no"),
         (2, [{"index": 1, "message": "x" * 300}], f"; oura_hrv refused: {'x' * 199}…"),
         (2, [], ""),
+        (1, [{"index": n, "message": RACE} for n in (0, 2)],
+         f"; oura_readiness, oura_sleep_minutes refused: {RACE}; run again"),
+        (2, [{"index": 0, "code": "RESOLVE_FAILED", "message": FULL_DISK}],
+         f"; oura_readiness refused: {FULL_DISK}; run again"),
     ],
     ids=[
         "message", "code", "no such row", "a row below 0", "no row", "text", "an object", "two",
-        "long", "no reason",
+        "long", "no reason", "a race", "a full disk",
     ],
 )  # fmt: skip
 def test_answer_with_refused_rows_is_told(world, inserted, errors, problem):

@@ -80,18 +80,18 @@ def service(world, path):
 FAULTS = [  # a path, how each of its requests fails, the reason that is told, and the advice
     (READINESS, 400, "Oura daily_readiness answered 400", "check OURA_HOST"),
     (READINESS, 429, "Oura daily_readiness answered 429 (4 tries)", "try again later"),
-    (DAILY_SLEEP, 401, "Oura daily_sleep answered 401", "sign in with --login"),
+    (DAILY_SLEEP, 401, "Oura daily_sleep answered 401", "remove OURA_TOKEN from the env"),
     (DAILY_SLEEP, 404, "Oura daily_sleep answered 404", "check OURA_HOST"),
     (DAILY_SLEEP, 426, "Oura daily_sleep answered 426", "the Oura app on the phone is too old"),
     (DAILY_SLEEP, 500, "Oura daily_sleep answered 500 (4 tries)", "try again later"),
     (DAILY_SLEEP, SLOW, f"Oura daily_sleep: the request failed: {SLOW} (4 tries)", "OURA_HOST"),
-    (SLEEP, 403, "Oura sleep answered 403", "membership has lapsed or a permission is missing"),
+    (SLEEP, 403, "Oura sleep answered 403", "the Oura membership has lapsed or OURA_TOKEN"),
     (SLEEP, HTML, "Oura sleep answered 200: no JSON object", "check OURA_HOST"),
     (SLEEP, redirect(302), f"Oura sleep answered 302: {REDIRECT}", "check OURA_HOST"),
     (SLEEP, REFUSED, f"could not reach Oura: {REFUSED} (4 tries)", "the network and OURA_HOST"),
     (SLEEP, CERTIFICATE, f"could not reach Oura: {CERTIFICATE} (4 tries)", "OURA_HOST"),
     (BULK, 300, f"{IN_BULK} answered 300: a redirect to nowhere, not followed", "PETALS_HOST"),
-    (BULK, 401, f"{IN_BULK} answered 401", "check PETALS_API_KEY"),
+    (BULK, 401, f"{IN_BULK} answered 401", "check PETALS_API_KEY from the environment: "),
     (BULK, 404, f"{IN_BULK} answered 404", "check PETALS_HOST"),
     (BULK, 501, f"{IN_BULK} answered 501", "try again later"),
     (BULK, 504, f"{IN_BULK} answered 504 (4 tries)", "try again later"),
@@ -300,6 +300,17 @@ def test_a_server_is_quoted_without_keys(world, body, said):
     problem = world.run().failed()
     assert said in problem
     assert KEY not in problem
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(("path", "service_name"), [(READINESS, "Oura"), (BULK, "Petals")])
+def test_a_page_in_between_is_not_the_service(world, path, service_name, status):
+    page = httpx.Response(status, html="<h1>Blocked</h1>")
+    service(world, path).fail(path, page, times=9)
+    problem = world.run().failed()
+    assert f"; something between here and {service_name} refused this" in problem
+    for word in ("membership", "keys expire", "--login"):
+        assert word not in problem
 
 
 SPELLINGS = [  # of +, / and =

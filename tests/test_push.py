@@ -95,11 +95,11 @@ def test_each_key_is_sent_only_to_its_service(world):
         assert TOKEN not in f"{request.headers} {request.url} {request.content!r}"
 
 
-def test_oura_is_asked_for_two_more_days(world):
+def test_oura_is_asked_for_two_more_days_on_each_side(world):
     world.run()
     asked = {request.url.path: dict(request.url.params) for request in world.oura.requests}
     fields = set(asked[SLEEP].pop("fields").split(","))
-    window = {"start_date": "2026-06-09", "end_date": "2026-06-11"}
+    window = {"start_date": "2026-06-08", "end_date": "2026-06-12"}
     assert asked == dict.fromkeys(READS, window)
     assert fields == {
         "id", "day", "type", "total_sleep_duration", "deep_sleep_duration", "rem_sleep_duration",
@@ -134,6 +134,22 @@ def test_only_documents_of_the_day_count(world, window, total):
     }
     assert world.run().code == 0
     assert world.petals.stored_once()
+
+
+def test_oldest_of_seven_days_survives_another_time_zone(week):
+    """In UTC+9 and beyond, some collections leave out two days of the window."""
+    assert week.run("--days", "7").code == 0
+    stored = week.petals.stored
+
+    def leave_out(request):
+        start = date.fromisoformat(request.url.params["start_date"])
+        found = [one for one in nights if one["day"] >= str(start + timedelta(days=2))]
+        return answer(200, data=found, next_token=None)
+
+    nights = week.oura.collections["sleep"]
+    week.oura.fail(SLEEP, leave_out)
+    assert week.run("--days", "7").code == 0
+    assert week.petals.stored == stored
 
 
 def test_all_pages_are_read(world):

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fakes import KEY, LIST, PUSHED, TOKEN, Ended
+from fakes import BULK, KEY, LIST, PUSHED, READINESS, SLEEP, TOKEN, TOKENS, Ended, answer
 
 import oura_to_petals
 
@@ -374,7 +374,7 @@ class TestKeys:
         monkeypatch.setenv("OURA_TOKEN", token)
         assert world.run() == Ended(0, PUSHED, "")
 
-    @pytest.mark.parametrize("key", ["sk-123", "petals-", "PETALS-x"])
+    @pytest.mark.parametrize("key", ["sk-123", "PETALS-x"])
     def test_another_kind_of_key_is_refused(self, world, key, monkeypatch):
         monkeypatch.setenv("PETALS_API_KEY", key)
         wrong = "PETALS_API_KEY does not begin with petals-: copy it again"
@@ -389,9 +389,65 @@ class TestKeys:
             "PETALS_API_KEY does not begin with petals-: copy it again"
         )
 
+    @pytest.mark.parametrize("option", ["--quiet", "--login", "--check", "--dry-run"])
+    @pytest.mark.parametrize(
+        "name", [name for name in oura_to_petals.SETTINGS if name != "PETALS_API_KEY"]
+    )
+    def test_a_key_of_petals_goes_nowhere_else(self, world, monkeypatch, name, option):
+        monkeypatch.setenv("OURA_CLIENT_ID", "a")
+        monkeypatch.setenv("OURA_CLIENT_SECRET", "b")
+        monkeypatch.setenv(name, KEY)
+        problem = refused(world, option)
+        assert problem == f"{name} begins with petals-: are the two keys swapped?"
+
+    def test_a_wrong_key_of_petals_is_seen_at_login(self, world, monkeypatch):
+        monkeypatch.setenv("OURA_CLIENT_ID", "a")
+        monkeypatch.setenv("OURA_CLIENT_SECRET", "b")
+        monkeypatch.setenv("PETALS_API_KEY", TOKEN)
+        wrong = "PETALS_API_KEY does not begin with petals-: copy it again"
+        assert refused(world, "--login") == wrong
+
     def test_the_settings_show_no_key(self, no_keys, beside):
         write(beside, BOTH)
         settings = oura_to_petals.load_settings(None)
         assert settings["OURA_TOKEN"] == TOKEN
         assert TOKEN not in repr(settings)
         assert KEY not in repr(settings)
+
+
+SOURCES = [  # the setting, the service that refuses it, and how
+    ("PETALS_API_KEY", LIST, answer(401, message="no")),
+    ("PETALS_API_KEY", BULK, answer(403, message="no")),
+    ("OURA_TOKEN", READINESS, answer(401, detail="no")),
+    ("OURA_TOKEN", SLEEP, answer(403, detail="no")),
+    ("OURA_CLIENT_ID", TOKENS, answer(401, error="invalid_client")),
+    ("OURA_CLIENT_SECRET", TOKENS, answer(400, error="invalid_client")),
+]
+
+
+@pytest.mark.parametrize("source", ["the environment", "beside", "config", "named"])
+@pytest.mark.parametrize(("name", "path", "refusal"), SOURCES)
+def test_a_refusal_says_where_the_value_came_from(
+    no_keys, beside, monkeypatch, name, path, refusal, source
+):
+    values = {"PETALS_API_KEY": KEY, "OURA_TOKEN": TOKEN}
+    if path == TOKENS:
+        application = {"OURA_CLIENT_ID": "the-client", "OURA_CLIENT_SECRET": "s3cret"}
+        values = {"PETALS_API_KEY": KEY, **application}
+        tokens = write(Path("tokens.json"), '{"access_token": "a", "refresh_token": "b"}')
+        monkeypatch.setenv("OURA_TOKEN_FILE", str(tokens.absolute()))
+    files = {"beside": beside, "config": CONFIG.absolute(), "named": Path("my.env").absolute()}
+    text = "".join(f"{key}={value}\n" for key, value in values.items())
+    if source == "the environment":
+        write(beside, text.replace(values[name], "the-old-one"))
+        monkeypatch.setenv(name, values[name])
+    else:
+        write(files[source], text)
+    service = no_keys.petals if path in (LIST, BULK) else no_keys.oura
+    service.fail(path, refusal, times=9)
+    options = ["--env-file", "my.env"] if source == "named" else []
+    options += ["--check"] if path == LIST else []
+    ended = no_keys.run(*options)
+    assert (ended.code, len(ended.problems)) == (1, 1)
+    assert f"{name} from {files.get(source, source)}" in ended.problems[0]
+    assert values[name] not in ended.err

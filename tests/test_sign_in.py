@@ -24,7 +24,9 @@ from unittest.mock import Mock
 import httpx
 import pytest
 from fakes import (
+    BULK,
     KEY,
+    LIST,
     PUSHED,
     READINESS,
     READS,
@@ -36,6 +38,7 @@ from fakes import (
     answer,
     ended,
     local_server,
+    readiness,
     time_runs_out,
     wait_until,
     well,
@@ -46,7 +49,7 @@ import oura_to_petals
 CLIENT = {"client_id": "the-client", "client_secret": "s3cret"}
 RENEWAL = {"grant_type": "refresh_token", "refresh_token": "refresh-1", **CLIENT}
 FILE = Path(".local/state/oura-to-petals/oura-token.json")
-NEW = {"access_token": "access-2", "refresh_token": "refresh-2"}
+NEW = {"access_token": "access-2", "refresh_token": "refresh-2", "client_id": "the-client"}
 
 REDIRECT = "https://localhost/callback/"
 ADDRESS = f"{REDIRECT}?code=the-code&state=the-state"
@@ -62,17 +65,16 @@ def allow_all():
 
 
 def missing():
-    return f"answered 401: Unauthorized; a permission is missing: {allow_all()}"
+    tokens = f"the tokens in {FILE.absolute()}"
+    return f"answered 401: Unauthorized; a permission is missing from {tokens}: {allow_all()}"
+
+
+def again():
+    return f"sign in again with {login_command()}"
 
 
 def login_command():
     return shlex.join([sys.executable, str(oura_to_petals.SCRIPT), "--login"])
-
-
-AGAIN = (
-    "sign in again with --login; if that fails, "
-    "check OURA_CLIENT_ID, OURA_CLIENT_SECRET, OURA_REDIRECT_URI"
-)
 
 
 def tokens():
@@ -257,9 +259,19 @@ def served(cron):
 
 
 class TestLogin:
-    def test_a_closed_stdin_is_the_end_of_input(self, served):
-        ended = served.cron.shell("$SCRIPT --login <&-", OURA_REDIRECT_URI=REDIRECT)
-        assert ended.problems == ["no address of this sign-in was entered; run --login again"]
+    @pytest.mark.parametrize("stdin", ["<&-", "< /dev/null"])
+    def test_without_a_terminal_there_is_no_paste(self, served, stdin):
+        ended = served.cron.shell(f"$SCRIPT --login {stdin}", OURA_REDIRECT_URI=REDIRECT)
+        (problem,) = ended.problems
+        assert problem.startswith("there is no terminal to paste the address into; run ")
+        assert problem.endswith(" --login again")
+
+    def test_without_a_terminal_the_browser_is_enough(self, login, port):
+        """The end of input ends nothing while somebody listens."""
+        os.close(login.stdin)
+        login.stdin = os.dup(0)
+        ended, pages = login.browse(port, GOOD)
+        assert (ended.code, pages) == (0, [(200, FINISHED)])
 
     def test_sign_in_from_the_address_to_the_check(self, served, port):
         FILE.unlink()
@@ -301,6 +313,7 @@ class TestLogin:
         assert dict(url.params) == {
             "response_type": "code",
             "client_id": "the-client",
+            "prompt": "consent",
             "scope": "extapi:daily daily",
             "state": "the-state",
             "code_challenge": base64.urlsafe_b64encode(digest).decode().rstrip("="),
@@ -349,7 +362,8 @@ class TestLogin:
 
     def test_a_lapsed_membership_keeps_the_new_tokens(self, login):
         login.oura.fail(READINESS, httpx.Response(403))
-        lapsed = "the Oura membership has lapsed or a permission is missing"
+        lapsed = "the Oura membership has lapsed or a permission is missing from the tokens in "
+        lapsed += str(FILE.absolute())
         assert login.fails("the-code") == (
             f"Oura daily_readiness answered 403; {lapsed}: {allow_all()}"
         )
@@ -379,7 +393,7 @@ class TestLogin:
         assert login.world.run().failed(code=2) == expected
 
     def test_a_refused_code_names_what_to_check(self, login):
-        assert login.fails("refused-code") == f"Oura sign-in answered 400: invalid_grant; {AGAIN}"
+        assert login.fails("refused-code") == f"Oura sign-in answered 400: invalid_grant; {again()}"
 
     @pytest.mark.parametrize("name", ["folder", "file/tokens"])
     def test_a_file_that_cannot_be_written_comes_first(self, login, monkeypatch, name):
@@ -500,6 +514,11 @@ class TestPasting:
             "https://elsewhere.example/",
             "code=another",
             "two words",
+            "yes",
+            "continue",
+            "y1",
+            f"{ADDRESS}"[:40],
+            "x" * 4095,
             "\xff",  # no UTF-8
         ],
     )
@@ -507,24 +526,28 @@ class TestPasting:
         ended = login.paste(line, ADDRESS)
         assert (ended.code, ended.err, login.codes) == (0, "", ["the-code"])
         asked_again = (
-            "This is not the address of this sign-in. If in doubt, open the one above again.\n"
+            "This is not the whole address, of this try. If in doubt, open the one above again.\n"
             f"The right one begins with {REDIRECT} and contains code=. Paste it here:\n"
         )
         assert ended.out.count(asked_again) == 1
 
     @pytest.mark.parametrize(
-        ("lines", "asked_again"),
-        [([], 0), (["", " "], 0), (["two words"], 1), (["two words"] * 4 + [ADDRESS], 3)],
-        ids=["end of input", "empty lines", "a wrong line", "four wrong lines"],
+        "lines", [[], ["", " "], ["two words"]], ids=["none", "empty", "wrong"]
     )
-    def test_without_an_address_the_sign_in_fails(self, login, lines, asked_again):
-        ended = login.paste(*lines)
-        assert ended.problems == ["no address of this sign-in was entered; run --login again"]
-        assert (ended.code, login.oura.requests) == (1, [])
-        assert ended.out.count("contains code=. Paste it here:") == asked_again
+    def test_the_end_of_input_ends_a_sign_in_by_paste(self, login, lines):
+        expected = "there is no terminal to paste the address into; "
+        assert login.fails(*lines) == f"{expected}run {login_command()} again"
+        assert login.oura.requests == []
+
+    def test_four_wrong_lines_end_a_sign_in(self, login):
+        ended = login.paste(*["two words"] * 4, ADDRESS)
+        expected = f"no address of this sign-in was entered; run {login_command()} again"
+        assert (ended.code, ended.problems) == (1, [expected])
+        assert login.oura.requests == []
 
     def test_a_refusal_in_the_browser_is_told(self, login):
-        expected = "Oura refused the sign-in: access_denied You said no; run --login again"
+        expected = "Oura refused the sign-in: access_denied You said no; "
+        expected += f"run {login_command()} again"
         assert login.fails(REFUSAL, ADDRESS) == expected
         assert login.oura.requests == []
 
@@ -590,10 +613,10 @@ class TestBrowser:
     @pytest.mark.parametrize(
         ("redirect", "problem"),
         [
-            (GOOD, f"Oura sign-in answered 400: *** and *** are wrong; {AGAIN}"),
+            (GOOD, "Oura sign-in answered 400: *** and *** are wrong; sign in again with {}"),
             (
                 ("GET /callback/?error=no_consent&state=the-state",),
-                "Oura refused the sign-in: no_consent; run --login again",
+                "Oura refused the sign-in: no_consent; run {} again",
             ),
         ],
         ids=["refused code", "no consent"],
@@ -603,7 +626,7 @@ class TestBrowser:
         login.oura.fail(TOKENS, wrong)
         ended, pages = login.browse(port, redirect)
         assert pages == [(200, FINISHED)]
-        assert (ended.code, ended.problems[-1]) == (1, problem)
+        assert (ended.code, ended.problems[-1]) == (1, problem.format(login_command()))
 
     def test_the_redirect_may_have_an_escape(self, login, port, monkeypatch):
         monkeypatch.setenv("OURA_REDIRECT_URI", f"http://localhost:{port}/my%20ring/")
@@ -722,7 +745,7 @@ class TestRenewal:
         assert problem.startswith("2026-06-10: Oura daily_")
         assert problem.endswith(
             " answered 401: Unauthorized; Oura no longer issues personal tokens: "
-            "remove OURA_TOKEN and sign in with --login"
+            f"remove OURA_TOKEN from the environment and sign in with {login_command()}"
         )
         assert world.oura.forms == []
 
@@ -744,7 +767,7 @@ class TestRenewal:
         expired.oura.tokens = {"fresh"}
         expired.oura.fail(TOKENS, answer(200, access_token="fresh"))
         assert expired.run().code == 0
-        assert tokens() == {"access_token": "fresh", "refresh_token": "refresh-1"}
+        assert tokens() == NEW | {"access_token": "fresh", "refresh_token": "refresh-1"}
 
     def test_a_renewal_may_name_any_scope(self, expired):
         expired.oura.scope = "extapi:email"  # the refresh token is spent: keep the next one
@@ -759,7 +782,7 @@ class TestRenewal:
         ended = expired.run("--days", str(days))
         (problem,) = ended.problems
         assert ended.code == 1
-        assert f"Oura sign-in answered {status}: invalid_grant; {AGAIN}" in problem
+        assert f"Oura sign-in answered {status}: invalid_grant; {again()}" in problem
         assert ("; 0 of 7 days are in" in problem) == (days == 7)
         assert expired.oura.forms == [RENEWAL]
         assert expired.petals.pushed == []
@@ -801,7 +824,7 @@ class TestRenewal:
     def test_a_broken_token_file_says_to_sign_in(self, signed_in, content):
         FILE.write_text(content)
         assert signed_in.run().failed() == (
-            f"the tokens in {FILE.absolute()} cannot be used; sign in again with --login"
+            f"the tokens in {FILE.absolute()} cannot be used; {again()}"
         )
         assert FILE.read_text() == content
         assert signed_in.oura.requests == []
@@ -865,6 +888,101 @@ class TestRenewal:
         assert expired.oura.forms == [RENEWAL]
 
 
+class TestRefusals:
+    """Each says what is wrong and which command helps."""
+
+    @pytest.mark.parametrize("status", [400, 401])
+    @pytest.mark.parametrize("at_login", [True, False], ids=["sign-in", "renewal"])
+    def test_a_wrong_secret_needs_no_new_sign_in(self, login, monkeypatch, at_login, status):
+        write_tokens()
+        login.oura.tokens = set()
+        login.oura.fail(TOKENS, answer(status, error="invalid_client"))
+        ended = login.paste("the-code") if at_login else login.world.run()
+        (problem,) = ended.problems
+        assert problem.removeprefix("2026-06-10: ") == (
+            f"Oura sign-in answered {status}: invalid_client; the client id or secret is wrong: "
+            "check OURA_CLIENT_ID from the environment and OURA_CLIENT_SECRET from the environment"
+        )
+        assert ended.code == 1
+
+    def test_a_lapsed_membership_with_a_personal_token(self, world):
+        world.oura.fail(READINESS, answer(403, detail="Forbidden"))
+        problem = world.run().failed()
+        assert "the Oura membership has lapsed" in problem
+        assert "--login" not in problem
+
+
+class TestHousehold:
+    """Two people with one account on one machine, each with a settings file."""
+
+    @pytest.fixture
+    def people(self, login, monkeypatch):
+        """Run for one of them. Oura gives Anna tokens with an a, and Ben with a b."""
+        for name in ("OURA_CLIENT_ID", "OURA_CLIENT_SECRET", "PETALS_API_KEY"):
+            monkeypatch.delenv(name)
+        scores = {"anna": 71, "ben": 62}
+        for name in scores:
+            settings = f"OURA_CLIENT_ID={name}-id\nOURA_CLIENT_SECRET={name}-secret\n"
+            settings += f"OURA_REDIRECT_URI={REDIRECT}\nPETALS_API_KEY=petals-{name}\n"
+            Path(f"{name}.env").write_text(settings)
+            Path(f"{name}.env").chmod(0o600)
+        sent = []
+
+        def oura(request):
+            if request.method == "POST":
+                name = dict(httpx.QueryParams(request.content.decode()))["client_id"][:-3]
+                return answer(200, access_token=f"of-{name}", refresh_token=f"next-{name}")
+            name = request.headers["Authorization"].removeprefix("Bearer of-")
+            login.oura.collections["daily_readiness"] = [readiness(score=scores[name])]
+            login.oura.tokens = {f"of-{name}"}
+            return None
+
+        def petals(request):
+            rows = json.loads(request.content)["observations"]
+            sent.append((request.headers["x-api-key"], rows[0]["value"]))
+            return answer(200, inserted=len(rows), errors=[])
+
+        for path in (TOKENS, *READS):
+            login.oura.fail(path, oura, times=20)
+        login.world.petals.fail(LIST, answer(200, metrics=[]), times=20)
+        login.world.petals.fail(BULK, petals, times=20)
+        return login, sent
+
+    def test_each_night_goes_to_its_owner(self, people):
+        login, sent = people
+        for name in ("anna", "ben"):
+            os.write(login.stdin, f"{REDIRECT}?code=the-code&state=the-state\n".encode())
+            assert login.world.run("--login", "--env-file", f"{name}.env", day=None).code == 0
+        for name in ("anna", "ben", "anna"):
+            assert login.world.run("--env-file", f"{name}.env").code == 0
+        os.close(login.stdin)
+        assert sent == [("petals-anna", 71), ("petals-ben", 62), ("petals-anna", 71)]
+        for name in ("anna", "ben"):
+            kept = json.loads(Path(f"{name}.env.oura-token.json").read_text())
+            assert kept["client_id"] == f"{name}-id"
+        assert not FILE.exists()
+
+    @pytest.mark.parametrize("options", [["--login"], ["--quiet"], ["--dry-run"]])
+    def test_tokens_of_another_application_are_left_alone(self, people, monkeypatch, options):
+        login, _ = people
+        tokens_of_anna = write_tokens(client_id="anna-id")
+        monkeypatch.setenv("OURA_TOKEN_FILE", str(FILE.absolute()))
+        problem = login.world.run(*options, "--env-file", "ben.env", day=None).failed(code=2)
+        said, command = problem.split("; set OURA_TOKEN_FILE, or sign in with: ")
+        assert said == f"the tokens in {FILE.absolute()} belong to another application"
+        assert FILE.read_bytes() == tokens_of_anna
+        assert login.oura.requests == login.world.petals.requests == []
+        moved, sign_in = command.split(" && ")
+        assert sign_in.endswith(f" --login --env-file {shlex.quote(os.path.abspath('ben.env'))}")
+        assert os.system(moved) == 0
+        assert FILE.with_name("oura-token.json.old").read_bytes() == tokens_of_anna
+
+    def test_tokens_without_a_client_id_get_it_at_the_renewal(self, expired):
+        assert "client_id" not in tokens()
+        assert expired.run().code == 0
+        assert tokens() == NEW
+
+
 class TestInterruptions:
     def test_the_time_limit_counts_during_a_renewal(self, expired):
         before = FILE.read_bytes()
@@ -886,8 +1004,9 @@ class TestInterruptions:
         with FILE.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             ended = signed_in.run(option, day=None)
-        file = shlex.quote(str(FILE.absolute()))
-        problem = f"another process holds OURA_TOKEN_FILE {file}; see which with: lsof {file}"
+        file = FILE.absolute()
+        command = shlex.join(["lsof", str(file)])
+        problem = f"another process holds OURA_TOKEN_FILE {file}; see which with: {command}"
         assert ended.code == 1
         assert ended.problems[0].removeprefix("Oura: ") == problem
         assert signed_in.oura.requests == []
