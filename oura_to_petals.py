@@ -43,11 +43,13 @@ try:
     from pathlib import Path
     from time import monotonic, sleep
     from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar, cast
+    from urllib.request import getproxies, proxy_bypass
 
     import httpx
-    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 except ImportError as error:
-    problem = f"{error.name} is missing: use .venv/bin/python or uv run"
+    package = str(error.name).partition(".")[0]
+    problem = f"{package} is missing: use .venv/bin/python or uv run"
     if error.name in ("fcntl", "datetime"):
         problem = "needs Python 3.11 or newer, on Linux, macOS or WSL"
     sys.stderr.write(f"oura_to_petals: {problem}\n")
@@ -102,12 +104,14 @@ OF_PETALS = "petals-.+"
 LOCAL = r"http://(localhost|127\.0\.0\.1|\[::1\])"
 URL = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL})(:\d{{1,5}})?(/[^\s?#@\\]*)?"
 REDIRECT = r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?"
+EXPANDED = "(?!~/).*"
 PATH = "/.*"  # cron starts in another folder than a person
 PROBLEMS = {  # what is said of a value that does not fit
     KEY: "has a space or another character that is in no key: copy it again",
     OF_PETALS: "does not begin with petals-: copy it again",
     URL: "is not a plain https:// address (http:// only for localhost)",
     REDIRECT: "is not a complete address",
+    EXPANDED: "needs a home folder, and this account has none: set it to a path that begins with /",
     PATH: "must begin with / or ~/",
 }
 
@@ -117,7 +121,7 @@ SETTINGS = {
     "OURA_REDIRECT_URI": Setting("http://localhost:8080/callback/", [REDIRECT]),
     "OURA_AUTHORIZE_URL": Setting("https://moi.ouraring.com/oauth/v2/ext/oauth-authorize", [URL]),
     "OURA_TOKEN_URL": Setting("https://moi.ouraring.com/oauth/v2/ext/oauth-token", [URL]),
-    "OURA_TOKEN_FILE": Setting("~/.local/state/oura-to-petals/oura-token.json", [PATH]),
+    "OURA_TOKEN_FILE": Setting("~/.local/state/oura-to-petals/oura-token.json", [EXPANDED, PATH]),
     "OURA_TOKEN": Setting("", [KEY]),
     "OURA_HOST": Setting("https://api.ouraring.com", [URL]),
     "OURA_METRICS": Setting("default"),  # `choose_metrics` looks at it
@@ -172,7 +176,7 @@ class Settings(dict[str, str]):
         """
         problems = []
         if missing := [name for name in names if not self[name]]:
-            places = " or ".join(map(str, self.env_places))
+            places = " or ".join(map(str, self.env_places)) or "the environment"
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
         if hint:
             problems.append(hint)
@@ -191,9 +195,11 @@ class Settings(dict[str, str]):
         self.require(*(PERSONAL_TOKEN if self["OURA_TOKEN"] else SIGN_IN), *more_names, hint=hint)
 
 
-def read_env_file(path: Path) -> dict[str, str | None]:
+def read_env_file(path: Path) -> dict[str, str]:
     """Return the values in a `.env` file. Raises `SettingsError` if it cannot be read."""
     try:
+        if path.is_dir():  # Docker makes one where a file to be mounted is not there
+            raise SettingsError(f"{path} is a directory")
         content, mode = path.read_bytes(), path.stat().st_mode
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
@@ -201,8 +207,16 @@ def read_env_file(path: Path) -> dict[str, str | None]:
         logging.warning(f"everybody can read your keys: run chmod 600 {shlex.quote(str(path))}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise SettingsError(f"{path} is in UTF-16: save it as UTF-8")
-    text = io.StringIO(content.decode("utf-8-sig", "replace"))
-    return dotenv_values(stream=text, interpolate=False)
+    values: dict[str, str] = {}
+    for line in parse_stream(io.StringIO(content.decode("utf-8-sig", "replace"))):
+        if not line.error:
+            values[line.key or ""] = line.value or ""
+            continue
+        problem = f"{path} cannot be parsed at line {line.original.line}"
+        if re.search(r"=\s*['\"]", line.original.string):
+            raise SettingsError(f"{problem}: see whether each quotation mark is closed")
+        logging.warning(problem)
+    return values
 
 
 def load_settings(named_file: Path | None) -> Settings:
@@ -214,19 +228,21 @@ def load_settings(named_file: Path | None) -> Settings:
     ]
     if "site-packages" in SCRIPT.parts:  # an update removes what is there
         del places[0]
-    # A `.env` may be a pipe. `os.path` passes over a folder that this account may not look into.
-    found = [path for path in places if os.path.exists(path) and not os.path.isdir(path)]
+    # Without a home folder, `~` stays as it is. A `.env` may be a pipe. `os.path` passes over a
+    # folder that this account may not look into.
+    places = [path for path in places if path.is_absolute()]
+    found = [path for path in places if os.path.exists(path)]
     defaults = {name: setting.default for name, setting in SETTINGS.items()}
     if named_file:  # it may be one person's of several, so the sign-in is beside it
-        settings.named_file = named_file.expanduser().absolute()
+        settings.named_file = Path(os.path.expanduser(named_file)).absolute()
         found = [settings.named_file]
         defaults["OURA_TOKEN_FILE"] = f"{settings.named_file}.oura-token.json"
     settings.env_places = found[:1] or places
     in_file = read_env_file(found[0]) if found else {}
     for name, default in defaults.items():
         from_environment = os.environ.get(name, "").strip()
-        settings[name] = from_environment or (in_file.get(name) or "").strip() or default
-        place = "the environment" if from_environment else settings.env_places[0]
+        settings[name] = from_environment or in_file.get(name, "").strip() or default
+        place = "the environment" if from_environment or not found else found[0]
         settings.origins[name] = f"{name} from {place}"
     settings["OURA_TOKEN_FILE"] = os.path.expanduser(settings["OURA_TOKEN_FILE"])
     return settings
@@ -236,6 +252,7 @@ def load_settings(named_file: Path | None) -> Settings:
 # A request is tried again after a fault that may pass. Redirects are not followed.
 
 MAX_ATTEMPTS = 4
+UNREACHABLE_ATTEMPTS = 6  # with their delays, half a minute: at wake-up, the network comes late
 MAX_DELAY = 60.0  # seconds between two attempts
 TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_SECONDS
 MAX_BYTES = 8 * 2**20
@@ -316,6 +333,9 @@ def open_client() -> httpx.Client:
         problem = f"the certificates cannot be loaded ({error}): check SSL_CERT_FILE, SSL_CERT_DIR"
     except (ValueError, ImportError, httpx.InvalidURL):  # their text may show a password
         problem = "the proxy cannot be used: check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY"
+        if any(url.lower().startswith("socks") for url in getproxies().values()):
+            problem = "SOCKS proxies are not supported; "
+            problem += "name an HTTP proxy in HTTPS_PROXY, or none in HTTPS_PROXY and ALL_PROXY"
     raise SettingsError(problem)
 
 
@@ -348,8 +368,9 @@ def retry_delay(error: RequestError, attempt: int, attempts: int, left: float) -
     `attempt` is the number of the one that failed. `left` is the seconds to the time limit.
     """
     if error.unreachable:  # nothing was sent, so nothing can be done twice
-        attempts = MAX_ATTEMPTS
-    if error.status not in (0, 408, 429, 500, 502, 503, 504) or attempt >= attempts:
+        attempts = UNREACHABLE_ATTEMPTS
+    may_pass = error.status in (0, 408, 429) or error.status >= 500
+    if not may_pass or error.status in (501, 505) or attempt >= attempts:
         return None
     delay = 2.0 ** (attempt - 1) if error.retry_after is None else error.retry_after
     return delay if delay <= min(MAX_DELAY, left - TIME_OUT) else None
@@ -363,6 +384,7 @@ class Service:
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         self.client, self.settings = client, settings
+        self.told_unreachable = False  # on a terminal, where somebody waits
         url = settings[self.url_setting]
         self.url = url.rstrip("/") + self.path if self.path else url
 
@@ -385,7 +407,10 @@ class Service:
                 delay = retry_delay(error, attempt, attempts, seconds_left())
                 if delay is None:
                     raise
-                logging.info(f"{error.reason}; next try in {delay:.1f} seconds")
+                is_news = error.unreachable and sys.stderr.isatty() and not self.told_unreachable
+                self.told_unreachable |= is_news
+                level = logging.WARNING if is_news else logging.INFO
+                logging.log(level, f"{error.reason}; next try in {delay:.1f} seconds")
             sleep(delay)
             attempt += 1
 
@@ -402,12 +427,7 @@ class Service:
                         break
         # The last two come from an impossible host or port.
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:
-            unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
-            reason = f"{what}: {clean(str(error)) or type(error).__name__}{tries}"
-            advice = f"check the network and {self.url_setting}"
-            fatal = unreachable or self.failure_is_fatal
-            raise RequestError(reason, advice, fatal, unreachable=unreachable) from None
+            raise self.no_answer(name, error, tries) from None
         ANSWERED[name] = True
         with suppress(ValueError, RecursionError):
             answer = json.loads(body)
@@ -431,6 +451,35 @@ class Service:
                 "see whether a firewall, a proxy or a sign-in page of the network is in between"
             )
         raise RequestError(reason, advice, fatal, status, retry_after=retry_after, body=text)
+
+    def no_answer(self, name: str, error: Exception, tries: str) -> RunError:
+        """Return the error for a request without an answer. It blames what failed."""
+        said = clean(str(error)) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in said:  # this does not pass
+            advice = (
+                "check this machine's clock; behind a company's proxy, set SSL_CERT_FILE in the "
+            )
+            return RunError(
+                f"could not reach {self.name}: {said}", advice + "environment", fatal=True
+            )
+        failures = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+        unreachable = isinstance(error, failures)
+        what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
+        proxy = proxy_variable(self.url)
+        advice = f"check the network and {self.url_setting}"
+        if unreachable and proxy:
+            advice = f"check the network and the proxy in {proxy}"
+        fatal = unreachable or self.failure_is_fatal
+        return RequestError(f"{what}: {said}{tries}", advice, fatal, unreachable=unreachable)
+
+
+def proxy_variable(url: str) -> str:
+    """Return the environment variable with the proxy for an address, or ""."""
+    host = re.match(r"https://([\w.-]+)", url)  # no other address is behind a proxy
+    if not host or proxy_bypass(host[1]):
+        return ""
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")  # in the order of httpx
+    return next((name for name in names if os.environ.get(name)), "")
 
 
 def what_was_said(response: httpx.Response, answer: Any, body: str) -> str:
@@ -558,10 +607,10 @@ def choose_metrics(text: str) -> list[Metric]:
     """Return the metrics that `OURA_METRICS` names. Raises `SettingsError` for unknown names."""
     names = [name.strip() for name in text.lower().replace("_", "-").split(",")]
     chosen = {slug for name in names if name for slug in GROUPS.get(name, [name])}
-    unknown = ", ".join(sorted(chosen - METRICS.keys()))
-    if unknown or not chosen:
+    if not chosen or chosen - METRICS.keys():
+        unknown = ", ".join(map(repr, sorted(chosen - METRICS.keys()))) or "''"
         choice = ", ".join([*METRICS, *GROUPS])
-        raise SettingsError(f"OURA_METRICS: there is no metric {unknown!r}: choose from {choice}")
+        raise SettingsError(f"OURA_METRICS: there is no metric {unknown}: choose from {choice}")
     return [metric for slug, metric in METRICS.items() if slug in chosen]
 
 
@@ -841,6 +890,13 @@ class SignIn(Service):
             reason = f"another process holds OURA_TOKEN_FILE {self.path}"
             advice = f"see which with: lsof {shlex.quote(self.path)}"
             raise RunError(reason, advice, fatal=True) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            reason = (
+                f"the file system of {self.path} has no locks: put OURA_TOKEN_FILE on a local disk"
+            )
+            raise SettingsError(reason, fatal=True) from None
 
     def not_signed_in(self) -> SettingsError:
         """Return the error for a token file that is not there or has no tokens."""
@@ -1315,6 +1371,7 @@ RUN_SECONDS = 115.0  # for one day; each further day adds 2
 LIMIT_SECONDS = 900.0  # how long `--wait` waits at a rate limit that names no time
 UNREACHABLE_SECONDS = 300.0  # how long it waits if a server cannot be reached
 MAX_WAITING = 86_400.0  # seconds of `--wait` in all
+CLEAR_LINE = "\r\x1b[K"  # on a terminal
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
@@ -1356,13 +1413,12 @@ class Report:
     def show_progress(self, text: str) -> None:
         """Replace the line that shows the progress of several days on a terminal."""
         if sys.stderr.isatty() and not self.shows_days and not self.options.quiet:
-            say(f"\r\x1b[K{text}", file=sys.stderr, end="")
+            say(f"{CLEAR_LINE}{text}", file=sys.stderr, end="")
 
     def add_problem(self, problem: str) -> None:
         """Tell a problem, once: a metric that is left out may be so on many days."""
         if problem not in self.problems:
             self.problems.append(problem)
-            self.show_progress("")
             logging.error(problem)
 
     def add_empty_day(self, day: date) -> None:
@@ -1579,8 +1635,25 @@ def show_demo(day: date) -> int:
     return 0
 
 
+def check_clock() -> None:
+    """Raise `RunError` if this machine's clock is wrong."""
+    if date.today() < date(2025, 1, 1):  # without a battery, a clock begins in 1970
+        raise RunError(f"this machine's clock says {date.today()}: set it")
+
+
+def check_time_zone() -> None:
+    """Warn of a time zone that this machine does not know: it would silently be UTC."""
+    zone = os.environ.get("TZ", "").removeprefix(":")
+    if zone and not re.match(r"(<[^>]+>|[A-Za-z]{3,})[+-]?\d", zone):  # UTC-2 needs no file
+        from zoneinfo import TZPATH  # a morning without TZ does not need it
+
+        if not any(os.path.isfile(os.path.join(folder, zone)) for folder in TZPATH):
+            logging.warning(f"there is no time zone TZ={zone} here: days are those of UTC")
+
+
 def day_argument(text: str) -> date:
     """Return the day that `--date` names, in this machine's time zone."""
+    check_clock()
     today = date.today()
     day = {"today": today, "yesterday": today - ONE_DAY}.get(text.lower()) or parse_day(text)
     # The owner may live in another zone than the machine, up to 14 hours ahead of UTC.
@@ -1598,7 +1671,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary, epilog=codes, allow_abbrev=False)
     # fmt: off
     add, add_mode = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    add("--date", metavar="DAY", type=day_argument, default="yesterday",
+    add("--date", metavar="DAY", type=day_argument, default=date.today() - ONE_DAY,
         help="the day on which the night ended: YYYY-MM-DD, today or yesterday (the default)")
     add("--days", metavar="N", type=int, default=1,
         help=f"the last N days up to --date, from 1 (the default) to {MAX_DAYS}")
@@ -1625,6 +1698,8 @@ def run(options: argparse.Namespace) -> int:
     """Do what the options ask for and return the exit code. Raises `RunError`."""
     if options.demo:
         return show_demo(options.date)
+    check_clock()
+    check_time_zone()
     settings = load_settings(options.env_file)
     if options.login:
         has_key = bool(settings["PETALS_API_KEY"])  # then see now whether it can be one
@@ -1656,14 +1731,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - open to the end
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+    clear = CLEAR_LINE if sys.stderr.isatty() else ""  # there may be progress in the line
+    form = f"{clear}oura_to_petals: %(message)s"
+    logging.basicConfig(format=form, level=logging.WARNING, force=True)
     try:
         options = parse_arguments(argv)
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # keep what nohup ignores
                 signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
-        level = logging.INFO if options.verbose else logging.WARNING
-        logging.basicConfig(format="oura_to_petals: %(message)s", level=level, force=True)
+        if options.verbose:
+            logging.getLogger().setLevel(logging.INFO)
         with redirect_stdout(None if options.quiet and not options.login else sys.stdout):
             return run(options)
     except SystemExit as stop:  # argparse has written why
@@ -1674,6 +1752,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - its message could contain a key
+        if isinstance(error, MemoryError) or str(error) == "can't start new thread":
+            logging.error("this machine has no memory or no thread left: stop what uses them")
+            return 1
         import traceback
 
         frames = traceback.extract_tb(error.__traceback__)

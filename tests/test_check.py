@@ -108,7 +108,7 @@ def test_each_failure_is_one_line_without_a_date(world):
         (SLOW, f"list: the request failed: {SLOW} (4 tries); check the network and PETALS_HOST"),
         (
             httpx.ConnectError("refused"),
-            "could not reach Petals: refused (4 tries); check the network and PETALS_HOST",
+            "could not reach Petals: refused (6 tries); check the network and PETALS_HOST",
         ),
         (httpx.Response(400), "list answered 400; check PETALS_HOST"),
         (
@@ -120,7 +120,7 @@ def test_each_failure_is_one_line_without_a_date(world):
     ids=["500", "503", "time-out", "no connection", "400", "a job"],
 )
 def test_list_that_fails_is_a_failure(world, fault, message):
-    world.petals.fail(LIST, fault, times=4)
+    world.petals.fail(LIST, fault, times=6)
     prefix = "" if message.startswith("could not reach") else "Petals: "
     assert check(world) == Ended(1, OURA, f"oura_to_petals: {prefix}{message}\n")
     assert world.petals.sent(SINGLE) == world.petals.sent(BULK) == []

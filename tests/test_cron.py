@@ -203,7 +203,7 @@ def test_a_hangup_is_ignored_under_nohup(world):
     ("name", "said"),
     [
         ("httpx", "httpx is missing: use .venv/bin/python or uv run"),
-        ("dotenv", "dotenv is missing: use .venv/bin/python or uv run"),
+        ("dotenv.parser", "dotenv is missing: use .venv/bin/python or uv run"),
         ("fcntl", "needs Python 3.11 or newer, on Linux, macOS or WSL"),
     ],
 )

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from math import inf, nan
@@ -54,7 +55,7 @@ TRANSIENT = [
     SLOW,
     httpx.ReadError("[Errno 104] Connection reset by peer"),
     httpx.RemoteProtocolError("peer closed connection without sending complete message body"),
-    *map(httpx.Response, (408, 429, 500, 502, 503, 504)),
+    *map(httpx.Response, (408, 429, 500, 502, 503, 504, 507, 520, 522, 525, 530)),
 ]
 
 
@@ -88,19 +89,21 @@ FAULTS = [  # a path, how each of its requests fails, the reason that is told, a
     (SLEEP, 403, "Oura sleep answered 403", "the Oura membership has lapsed or OURA_TOKEN"),
     (SLEEP, HTML, "Oura sleep answered 200: no JSON object", "check OURA_HOST"),
     (SLEEP, redirect(302), f"Oura sleep answered 302: {REDIRECT}", "check OURA_HOST"),
-    (SLEEP, REFUSED, f"could not reach Oura: {REFUSED} (4 tries)", "the network and OURA_HOST"),
-    (SLEEP, CERTIFICATE, f"could not reach Oura: {CERTIFICATE} (4 tries)", "OURA_HOST"),
+    (SLEEP, REFUSED, f"could not reach Oura: {REFUSED} (6 tries)", "the network and OURA_HOST"),
+    (SLEEP, CERTIFICATE, f"could not reach Oura: {CERTIFICATE}", "machine's clock; behind a"),
     (BULK, 300, f"{IN_BULK} answered 300: a redirect to nowhere, not followed", "PETALS_HOST"),
     (BULK, 401, f"{IN_BULK} answered 401", "check PETALS_API_KEY from the environment: "),
     (BULK, 404, f"{IN_BULK} answered 404", "check PETALS_HOST"),
     (BULK, 501, f"{IN_BULK} answered 501", "try again later"),
+    (BULK, 505, f"{IN_BULK} answered 505", "try again later"),
+    (SLEEP, 522, "Oura sleep answered 522 (4 tries)", "try again later"),
     (BULK, 504, f"{IN_BULK} answered 504 (4 tries)", "try again later"),
     (BULK, HTML, f"{IN_BULK} answered 200: no JSON object", "check PETALS_HOST"),
     (BULK, redirect(307), f"{IN_BULK} answered 307: {REDIRECT}", "check PETALS_HOST"),
     (BULK, redirect(307, b"//["), f"{IN_BULK} answered 307: a redirect to //[, ", "PETALS_HOST"),
     (BULK, redirect(307, b"//\xff\xfe/"), f"{IN_BULK} answered 307: a redirect to", "PETALS_HOST"),
     (BULK, redirect(307, b"mailto:x@y"), f"{IN_BULK}: the request failed: ", "PETALS_HOST"),
-    (BULK, CERTIFICATE, f"could not reach Petals: {CERTIFICATE} (4 tries)", "PETALS_HOST"),
+    (BULK, CERTIFICATE, f"could not reach Petals: {CERTIFICATE}", "SSL_CERT_FILE in the env"),
     (BULK, httpx.DecodingError("Error -3"), f"{IN_BULK}: the request failed: ", "PETALS_HOST"),
     (BULK, httpx.ReadError(""), f"{IN_BULK}: the request failed: ReadError (4 tries)", "network"),
 ]
@@ -131,6 +134,94 @@ def test_a_request_is_tried_again(world, fault):
         assert 0.8 * about <= pause <= 1.2 * about
 
 
+class TestANetworkThatComesLate:
+    """As at the wake-up of a laptop, before the Wi-Fi is there."""
+
+    GONE = httpx.ConnectError("[Errno -3] Temporary failure in name resolution")
+
+    def test_is_waited_for_half_a_minute(self, world):
+        for path in (*READS, LIST, BULK):
+            service(world, path).fail(path, self.GONE, times=5)
+        assert world.run() == Ended(0, PUSHED, "")
+        for delay in (1, 2, 4, 8, 16):
+            assert world.waited.count(delay) == 5
+
+    @pytest.mark.parametrize("options", [["--check"], ["--dry-run"]])
+    def test_is_waited_for_in_every_mode(self, world, options):
+        for path in (*READS, LIST):
+            service(world, path).fail(path, self.GONE, times=5)
+        assert world.run(*options).code == 0
+
+    def test_is_told_on_a_terminal_once_a_service(self, world, monkeypatch):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        for path in (*READS, BULK):
+            service(world, path).fail(path, self.GONE, times=5)
+        ended = world.run()
+        assert ended.err.replace(oura_to_petals.CLEAR_LINE, "").splitlines() == [
+            f"oura_to_petals: could not reach {name}: {self.GONE}; next try in 1.0 seconds"
+            for name in ("Oura", "Petals")
+        ]
+
+
+@pytest.mark.parametrize("wait", [[], ["--wait"]], ids=["", "wait"])
+def test_a_wrong_certificate_is_not_tried_again(world, wait):
+    for path in READS:
+        world.oura.fail(path, CERTIFICATE, times=9)
+    problem = world.run(*wait).failed()
+    assert problem == (
+        f"2026-06-10: could not reach Oura: {CERTIFICATE}; check this machine's clock; behind a "
+        "company's proxy, set SSL_CERT_FILE in the environment"
+    )
+    assert {len(world.oura.asked(path)) for path in READS} == {1}
+    assert world.waited == []
+
+
+@pytest.mark.parametrize("fault", [REFUSED, httpx.ProxyError("407 Proxy Authentication Required")])
+@pytest.mark.parametrize(
+    ("environment", "advice"),
+    [
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "the proxy in HTTPS_PROXY"),
+        ({"https_proxy": "http://proxy:3128", "ALL_PROXY": "http://x"}, "the proxy in https_proxy"),
+        ({"ALL_PROXY": "http://proxy:3128"}, "the proxy in ALL_PROXY"),
+        ({"HTTP_PROXY": "http://proxy:3128"}, "OURA_HOST"),
+        ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "ouraring.com"}, "OURA_HOST"),
+    ],
+    ids=["upper case", "lower case", "all", "not for https", "not for this host"],
+)
+def test_a_proxy_that_is_in_use_is_named(world, monkeypatch, environment, advice, fault):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    world.oura.fail(SLEEP, fault, times=9)
+    problem = world.run().failed()
+    assert problem == (
+        f"2026-06-10: could not reach Oura: {fault} (6 tries); check the network and {advice}"
+    )
+
+
+def test_a_proxy_is_not_blamed_for_a_local_server(run_at, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    ended = run_at(f"http://127.0.0.1:{port}")
+    assert ended.failed().endswith("; check the network and OURA_HOST")
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+@pytest.mark.parametrize("url", ["socks5://localhost:9050", "socks://localhost", "SOCKS4://x"])
+def test_a_socks_proxy_is_named(world, monkeypatch, name, url):
+    monkeypatch.setenv(name, url)
+    assert world.run().failed(2).startswith("SOCKS proxies are not supported; ")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_limit_of_the_machine_is_no_bug(world, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(oura_to_petals.THREADS, "submit", fail)
+    assert world.run().failed().startswith("this machine has no memory or no thread left: ")
+
+
 @pytest.mark.parametrize("fault", TRANSIENT, ids=name)
 def test_a_proposal_is_made_again(world, fault):
     """It can store nothing."""
@@ -156,7 +247,7 @@ def test_a_list_that_fails_decides_nothing(world, fault):
     assert (ended.code, ended.out) == (0, PUSHED)
     assert ended.err.count("; going on without the list") == 1
     assert world.petals.stored_once()
-    tries = 4 if fault is REFUSED else 1  # what is not reached is not asked
+    tries = 6 if fault is REFUSED else 1  # what is not reached is not asked
     assert len(world.petals.asked(LIST)) == tries
     world.petals.fail(LIST, fault, times=9)
     assert world.run() == Ended(0, PUSHED, "")

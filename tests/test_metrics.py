@@ -100,14 +100,19 @@ def test_metrics_are_chosen_by_slug(night, choose, text, slugs):
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("oura-steps", "oura-steps"), ("default,y,x", "x, y"), (",", ""), ("all;default",) * 2],
+    [
+        ("oura-steps", "'oura-steps'"),
+        ("default,y,x", "'x', 'y'"),
+        (",", "''"),
+        ("all;default", "'all;default'"),
+    ],
 )
 @pytest.mark.parametrize("option", ["--quiet", "--dry-run", "--check"])
 def test_unknown_metric_is_exit_2_with_the_choice(night, choose, option, text, named):
     choose(text)
     problem = night.run(option).failed(code=2)
     choice = ", ".join([*ALL, "all", "default"]).replace("_", "-")
-    assert problem == f"OURA_METRICS: there is no metric '{named}': choose from {choice}"
+    assert problem == f"OURA_METRICS: there is no metric {named}: choose from {choice}"
     assert night.oura.requests == []
 
 

@@ -497,6 +497,48 @@ def test_day_may_have_begun_anywhere_on_earth(world, monkeypatch, now, latest):
     assert ended.err.endswith(f", from 2015-01-01 to {latest}\n")
 
 
+class TestClock:
+    @pytest.fixture
+    def in_1970(self, monkeypatch):
+        class Frozen(date):
+            @classmethod
+            def today(cls):
+                return cls(1970, 1, 1)
+
+        monkeypatch.setattr(oura_to_petals, "date", Frozen)
+
+    @pytest.mark.parametrize("option", ["--quiet", "--check", "--login", "--dry-run", "--days=7"])
+    @pytest.mark.parametrize("day", [None, "today", str(DAY)])
+    def test_that_is_wrong_is_told(self, world, in_1970, option, day):
+        problem = "this machine's clock says 1970-01-01: set it"
+        assert world.run(option, day=day).failed() == problem
+        assert world.oura.requests == world.petals.requests == []
+
+    def test_is_not_needed_for_the_demo(self, world, in_1970):
+        assert world.run("--demo", day=None).code == 0
+
+    @pytest.mark.parametrize(
+        ("zone", "known"),
+        [
+            ("Europe/Berlin", True),
+            (":Europe/Berlin", True),
+            ("UTC", True),
+            ("CET-1CEST,M3.5.0,M10.5.0/3", True),
+            ("<+03>-3", True),
+            ("UTC-14", True),
+            ("", True),
+            ("Europe/Berln", False),
+            ("Berlin", False),
+            ("Europe", False),
+        ],
+    )
+    def test_has_a_time_zone_that_the_machine_knows(self, world, monkeypatch, zone, known):
+        monkeypatch.setenv("TZ", zone)
+        warning = f"there is no time zone TZ={zone} here: days are those of UTC"
+        ended = world.run()
+        assert (ended.code, ended.problems) == (0, [] if known else [warning])
+
+
 @pytest.mark.parametrize(
     "day",
     ["Tomorrow", "", "20260610", "2026-W24-3", "2026-02-30", "2014-12-31", " 2026-06-10",

@@ -43,6 +43,12 @@ def refused(world, *options):
     return problem
 
 
+def no_home(monkeypatch):
+    """Be an account that the machine does not know, as in a container."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os.path, "expanduser", str)
+
+
 class TestEnvFile:
     def test_it_is_found_beside_the_script(self, no_keys, beside):
         write(beside, BOTH)
@@ -92,10 +98,11 @@ class TestEnvFile:
         assert no_keys.run(*options) == Ended(0, PUSHED, "")
         writer.join()
 
-    def test_a_folder_of_that_name_is_passed_over(self, no_keys, beside):
+    def test_a_folder_of_that_name_is_told(self, no_keys, beside):
+        """Docker makes one where a file to be mounted is not there."""
         beside.mkdir(parents=True)
         write(CONFIG, BOTH)
-        assert no_keys.run() == Ended(0, PUSHED, "")
+        assert refused(no_keys) == f"{beside} is a directory"
 
     def test_a_broken_link_is_passed_over(self, no_keys, beside):
         beside.parent.mkdir()
@@ -119,8 +126,8 @@ class TestEnvFile:
         path = tmp_path / "other"
         if is_folder:
             path.mkdir()
-        reason = "Is a directory" if is_folder else "No such file or directory"
-        expected = f"{path} cannot be read: {reason}"
+        missing = "cannot be read: No such file or directory"
+        expected = f"{path} {'is a directory' if is_folder else missing}"
         assert refused(no_keys, "--env-file", str(path)) == expected
 
     @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -149,8 +156,14 @@ class TestEnvFile:
     def test_a_line_that_makes_no_sense_is_named(self, no_keys, beside, text, line):
         write(beside, text + BOTH)
         ended = no_keys.run()
-        expected = f"python-dotenv could not parse statement starting at line {line}"
+        expected = f"{beside} cannot be parsed at line {line}"
         assert (ended.code, ended.problems) == (0, [expected])
+
+    @pytest.mark.parametrize("value", ['"all', "'all", '"all\\"', '"all" more'])
+    def test_a_quote_that_never_closes_is_an_error(self, no_keys, beside, value):
+        write(beside, f"{BOTH}OURA_METRICS={value}\n")
+        problem = f"{beside} cannot be parsed at line 3: see whether each quotation mark is closed"
+        assert refused(no_keys) == problem
 
     def test_values_are_not_expanded(self, no_keys, beside, monkeypatch):
         monkeypatch.setenv("HIDDEN", "all")
@@ -182,6 +195,14 @@ class TestEnvFile:
         writer.start()
         assert no_keys.run("--env-file", str(path)) == Ended(0, PUSHED, "")
         writer.join()
+
+    def test_without_a_home_folder_nothing_is_looked_for_in_one(self, no_keys, monkeypatch):
+        no_home(monkeypatch)
+        write(Path("~/.config/oura-to-petals/.env"), BOTH)
+        beside = oura_to_petals.SCRIPT.with_name(".env")
+        assert f"; put what is missing into {beside}; " in refused(no_keys)
+        monkeypatch.setattr(oura_to_petals, "SCRIPT", Path("/site-packages/oura_to_petals.py"))
+        assert "; put what is missing into the environment; " in refused(no_keys)
 
 
 class TestMissing:
@@ -283,6 +304,21 @@ class TestTokenFile:
         monkeypatch.setenv("OURA_TOKEN_FILE", path.format(home))
         problem = refused(no_keys, "--dry-run")
         assert problem.startswith(f"not signed in: no tokens in {home}/my/token.json; run ")
+
+    @pytest.mark.parametrize("option", ["--login", "--dry-run"])
+    def test_without_a_home_folder_it_has_to_be_named(self, no_keys, monkeypatch, option):
+        no_home(monkeypatch)
+        monkeypatch.setenv("OURA_CLIENT_ID", "a")
+        monkeypatch.setenv("OURA_CLIENT_SECRET", "b")
+        assert refused(no_keys, option) == (
+            "OURA_TOKEN_FILE needs a home folder, and this account has none: "
+            "set it to a path that begins with /"
+        )
+        assert list(Path().iterdir()) == []
+
+    def test_a_personal_token_needs_no_home_folder(self, world, monkeypatch):
+        no_home(monkeypatch)
+        assert world.run() == Ended(0, PUSHED, "")
 
 
 class TestHosts:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -800,7 +801,7 @@ class TestRenewal:
         ("fault", "said"),
         [
             (httpx.ReadTimeout("slow"), "Oura sign-in: the request failed: slow (2 tries)"),
-            (httpx.ConnectError("no route"), "could not reach Oura sign-in: no route (4 tries)"),
+            (httpx.ConnectError("no route"), "could not reach Oura sign-in: no route (6 tries)"),
         ],
         ids=["no answer", "no connection"],
     )
@@ -852,6 +853,19 @@ class TestRenewal:
         assert expired.run().code == 0
         assert sizes == [16_384]
         assert (FILE.stat().st_size, tokens()) == (16_384, NEW)
+
+    @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+    @pytest.mark.parametrize("option", ["--quiet", "--login"])
+    def test_a_file_system_without_locks_is_named(self, signed_in, monkeypatch, option, code):
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(code, "No locks")))
+        problem = signed_in.run(option, day=None).failed(code=2)
+        place = f"the file system of {FILE.absolute()}"
+        assert problem == f"{place} has no locks: put OURA_TOKEN_FILE on a local disk"
+
+    def test_another_error_of_a_lock_has_its_reason(self, signed_in, monkeypatch):
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(5, "Input/output error")))
+        expected = f"OURA_TOKEN_FILE {FILE.absolute()}: Input/output error"
+        assert signed_in.run().failed(code=2) == expected
 
     @pytest.mark.parametrize("kind", ["FIFO", "device"])
     def test_a_token_file_that_is_no_file_has_a_reason(self, signed_in, monkeypatch, kind):
