@@ -57,7 +57,7 @@ except ImportError as error:
 except KeyboardInterrupt:  # Ctrl-C, before `main` looks after it
     raise SystemExit(130) from None
 
-__version__ = "2.0.0"
+__version__ = "2.1.0"
 
 Json = dict[str, Any]  # a JSON object
 T = TypeVar("T")
@@ -82,6 +82,9 @@ class SettingsError(RunError):
 
     The exit code is 2 if it reaches `main`. Within a push or a check, it is like any `RunError`.
     """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason, advice, fatal=True)
 
 
 class TimeLimit(BaseException):
@@ -162,12 +165,10 @@ class Settings(dict[str, str]):
         """Return what is wrong with the form of a value, without the value, or ""."""
         if name != "PETALS_API_KEY" and self[name].startswith("petals-"):
             return "begins with petals-: are the two keys swapped?"
-        wrong = [
-            PROBLEMS[form]
-            for form in SETTINGS[name].forms
-            if not re.fullmatch(form, self[name], re.ASCII | re.DOTALL)
-        ]
-        return wrong[0] if wrong else ""
+        for form in SETTINGS[name].forms:
+            if not re.fullmatch(form, self[name], re.ASCII | re.DOTALL):
+                return PROBLEMS[form]
+        return ""
 
     def require(self, *names: str, hint: str = "") -> None:
         """Raise `SettingsError` with all of these settings that are missing or wrong.
@@ -222,16 +223,13 @@ def read_env_file(path: Path) -> dict[str, str]:
 def load_settings(named_file: Path | None) -> Settings:
     """Return the settings. Raises `SettingsError` if the `.env` file cannot be read."""
     settings = Settings()
-    places = [
-        SCRIPT.with_name(".env"),
-        Path(os.path.expanduser("~/.config"), INSTALLED_NAME, ".env"),
-    ]
-    if "site-packages" in SCRIPT.parts:  # an update removes what is there
-        del places[0]
-    # Without a home folder, `~` stays as it is. A `.env` may be a pipe. `os.path` passes over a
-    # folder that this account may not look into.
-    places = [path for path in places if path.is_absolute()]
-    found = [path for path in places if os.path.exists(path)]
+    places = []
+    if "site-packages" not in SCRIPT.parts:  # an update removes what is there
+        places.append(SCRIPT.with_name(".env"))
+    config = Path(os.path.expanduser("~/.config"))
+    if config.is_absolute():  # else this account has no home folder
+        places.append(config / INSTALLED_NAME / ".env")
+    found = [path for path in places if os.path.exists(path)]  # it may be a pipe
     defaults = {name: setting.default for name, setting in SETTINGS.items()}
     if named_file:  # it may be one person's of several, so the sign-in is beside it
         settings.named_file = Path(os.path.expanduser(named_file)).absolute()
@@ -446,9 +444,8 @@ class Service:
         if retry_after is not None:
             advice = f"try again in {retry_after:.0f} seconds"
         elif status in (401, 403) and is_page:
-            advice = f"something between here and {self.name} refused this: "
-            advice += (
-                "see whether a firewall, a proxy or a sign-in page of the network is in between"
+            advice = (
+                f"something between here and {self.name} refused this: check firewall and proxy"
             )
         raise RequestError(reason, advice, fatal, status, retry_after=retry_after, body=text)
 
@@ -456,12 +453,9 @@ class Service:
         """Return the error for a request without an answer. It blames what failed."""
         said = clean(str(error)) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in said:  # this does not pass
-            advice = (
-                "check this machine's clock; behind a company's proxy, set SSL_CERT_FILE in the "
-            )
-            return RunError(
-                f"could not reach {self.name}: {said}", advice + "environment", fatal=True
-            )
+            advice = "check this machine's clock; behind a company's proxy, set SSL_CERT_FILE"
+            reason = f"could not reach {self.name}: {said}"
+            return RunError(reason, f"{advice} in the environment", fatal=True)
         failures = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
         unreachable = isinstance(error, failures)
         what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
@@ -749,18 +743,14 @@ class Oura(Service):
             if isinstance(error, RunError) and error.fatal:
                 raise error
         found = {name: read.result() for name, read in reads.items() if name != "sleep"}
-        optional = {"sleep"} if daily_sleep_suffices(found, metrics) else set()
-        try:
-            found["sleep"] = reads["sleep"].result()
-        except RunError as error:
-            if not optional:
-                raise
-            logging.info(f"{error}; not needed, since daily_sleep has the total")
-            found["sleep"] = []
         needed = {metric.collection for metric in metrics}
         if "sleep" in needed:
             needed.add("daily_sleep")  # which tells `sessions_of_night` that today's is over
-        needed -= optional
+        if daily_sleep_suffices(found, metrics):
+            needed.discard("sleep")
+            found["sleep"] = [] if reads["sleep"].exception() else reads["sleep"].result()
+        else:
+            found["sleep"] = reads["sleep"].result()
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
             # Users saw this for a morning. A day that is sent replaces what Petals has, so values
@@ -870,8 +860,7 @@ class SignIn(Service):
             file = os.open(self.path, flags, 0o600)
             try:
                 if not stat.S_ISREG(os.fstat(file).st_mode):
-                    reason = f"OURA_TOKEN_FILE {self.path} is no regular file"
-                    raise SettingsError(reason, fatal=True)
+                    raise SettingsError(f"OURA_TOKEN_FILE {self.path} is no regular file")
                 self.lock(file)
                 yield file
             finally:
@@ -879,8 +868,7 @@ class SignIn(Service):
         except FileNotFoundError:
             raise self.not_signed_in() from None
         except OSError as error:
-            reason = f"OURA_TOKEN_FILE {self.path}: {error.strerror}"
-            raise SettingsError(reason, fatal=True) from None
+            raise SettingsError(f"OURA_TOKEN_FILE {self.path}: {error.strerror}") from None
 
     def lock(self, file: int) -> None:
         """Wait until no other process holds the token file. Raises a fatal `RunError`."""
@@ -893,30 +881,23 @@ class SignIn(Service):
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            reason = (
-                f"the file system of {self.path} has no locks: put OURA_TOKEN_FILE on a local disk"
-            )
-            raise SettingsError(reason, fatal=True) from None
+            reason = f"the file system of {self.path} has no locks"
+            raise SettingsError(f"{reason}: put OURA_TOKEN_FILE on a local disk") from None
 
     def not_signed_in(self) -> SettingsError:
         """Return the error for a token file that is not there or has no tokens."""
-        reason = f"not signed in: no tokens in {self.path}"
-        return SettingsError(reason, f"run {self.login}", fatal=True)
+        return SettingsError(f"not signed in: no tokens in {self.path}", f"run {self.login}")
 
     def own(self, content: bytes) -> Json:
         """Return what the token file has. Raises a fatal `SettingsError` if it is not ours."""
         found: Json = {}
         with suppress(ValueError, TypeError, RecursionError):
             found = dict(json.loads(content))
-        # Version 2.0.0 did not write a client id.
-        if (
-            found.get("client_id", self.settings["OURA_CLIENT_ID"])
-            != self.settings["OURA_CLIENT_ID"]
-        ):
+        client_id = self.settings["OURA_CLIENT_ID"]
+        if found.get("client_id", client_id) != client_id:  # earlier versions wrote none
             file = shlex.quote(self.path)
             advice = f"set OURA_TOKEN_FILE, or sign in with: mv {file} {file}.old && {self.login}"
-            reason = f"the tokens in {self.path} belong to another application"
-            raise SettingsError(reason, advice, fatal=True)
+            raise SettingsError(f"the tokens in {self.path} belong to another application", advice)
         return found
 
     def usable(self, found: Json, place: str) -> dict[str, str]:
@@ -1069,9 +1050,7 @@ def wait_for_code(redirect_uri: str, state: str) -> str:
         if text:
             wrong_lines += 1
             # A terminal cuts a line at 4,095 bytes, and a paste can be split in two.
-            say(
-                "This is not the whole address, of this try. If in doubt, open the one above again."
-            )
+            say("This is not the whole address, of this try. If in doubt, open the above again.")
             say(f"The right one begins with {redirect_uri} and contains code=. Paste it here:")
     raise RunError("no address of this sign-in was entered")
 
@@ -1331,13 +1310,11 @@ class Petals(Service):
             if "RANGE_VIOLATION" not in said and NEVER[:10] not in said:
                 return LeftOut(f"{error.reason}; the next run tries again", lasts=False)
         others = re.findall(r"valid range for (\w+)", said)
-        others += [
-            clean(other.get("slug"))
-            for other in listed
-            if str(other.get("label")).lower() == metric.label.lower()
-        ]
-        names = [f", {other}" for other in others if other != petals_slug(metric)]
-        where = "Petals filed it under a similar metric of yours" + "".join(names[:1])
+        for other in listed:
+            if str(other.get("label")).lower() == metric.label.lower():
+                others.append(clean(other.get("slug")))
+        name = next((f", {other}" for other in others if other != petals_slug(metric)), "")
+        where = f"Petals filed it under a similar metric of yours{name}"
         return LeftOut(f"{where}; rename that metric in Petals and run again", lasts=True)
 
     def check(self, metrics: Sequence[Metric]) -> str:

@@ -527,7 +527,7 @@ class TestPasting:
         ended = login.paste(line, ADDRESS)
         assert (ended.code, ended.err, login.codes) == (0, "", ["the-code"])
         asked_again = (
-            "This is not the whole address, of this try. If in doubt, open the one above again.\n"
+            "This is not the whole address, of this try. If in doubt, open the above again.\n"
             f"The right one begins with {REDIRECT} and contains code=. Paste it here:\n"
         )
         assert ended.out.count(asked_again) == 1
