@@ -1032,7 +1032,7 @@ def wait_for_code(redirect_uri: str, state: str) -> str:
             prompt = f"Port {port} {problem}: paste the address of the page that you end on"
     say(prompt)
     wrong_lines = 0
-    while wrong_lines < 4:
+    while True:
         ready, _, _ = select.select(sources, [], [])
         if stdin in ready:
             line = stdin.readline()
@@ -1049,10 +1049,11 @@ def wait_for_code(redirect_uri: str, state: str) -> str:
             return code
         if text:
             wrong_lines += 1
+            if wrong_lines == 4:
+                raise RunError("no address of this sign-in was entered")
             # A terminal cuts a line at 4,095 bytes, and a paste can be split in two.
-            say("This is not the whole address, of this try. If in doubt, open the above again.")
+            say("This is not the whole address, of this try. If in doubt, open the page once more.")
             say(f"The right one begins with {redirect_uri} and contains code=. Paste it here:")
-    raise RunError("no address of this sign-in was entered")
 
 
 def log_in(client: httpx.Client, settings: Settings) -> int:

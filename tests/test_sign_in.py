@@ -527,7 +527,7 @@ class TestPasting:
         ended = login.paste(line, ADDRESS)
         assert (ended.code, ended.err, login.codes) == (0, "", ["the-code"])
         asked_again = (
-            "This is not the whole address, of this try. If in doubt, open the above again.\n"
+            "This is not the whole address, of this try. If in doubt, open the page once more.\n"
             f"The right one begins with {REDIRECT} and contains code=. Paste it here:\n"
         )
         assert ended.out.count(asked_again) == 1
@@ -544,6 +544,7 @@ class TestPasting:
         ended = login.paste(*["two words"] * 4, ADDRESS)
         expected = f"no address of this sign-in was entered; run {login_command()} again"
         assert (ended.code, ended.problems) == (1, [expected])
+        assert ended.out.count("contains code=. Paste it here:") == 3
         assert login.oura.requests == []
 
     def test_a_refusal_in_the_browser_is_told(self, login):
