@@ -38,6 +38,7 @@ try:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor, wait
     from contextlib import contextmanager, redirect_stdout, suppress
+    from dataclasses import dataclass
     from datetime import UTC, date, datetime, timedelta  # UTC is new in Python 3.11
     from math import inf
     from pathlib import Path
@@ -64,27 +65,36 @@ T = TypeVar("T")
 ONE_DAY = timedelta(days=1)
 
 
+@dataclass(eq=False, repr=False)
 class RunError(Exception):
-    """A failure that is told in one line: the reason, and what to do. The exit code is 1.
+    """A failure that is told in one line. The exit code is 1."""
 
-    `fatal` is true if every further request would fail too, for example because a key is refused.
-    """
-
-    def __init__(self, reason: str, advice: str = "", fatal: bool = False) -> None:
-        self.reason, self.advice, self.fatal = reason, advice, fatal
+    reason: str
+    advice: str = ""  # what to do
+    fatal: bool = False  # whether every further request would fail, too, as with a refused key
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
 
+@dataclass(eq=False, repr=False)
 class SettingsError(RunError):
     """A setting, or something else on this machine, is wrong.
 
     The exit code is 2 if it reaches `main`. Within a push or a check, it is like any `RunError`.
     """
 
-    def __init__(self, reason: str, advice: str = "") -> None:
-        super().__init__(reason, advice, fatal=True)
+    fatal: bool = True
+
+
+@dataclass(eq=False, repr=False)
+class RequestError(RunError):
+    """A request that failed, and might be tried again."""
+
+    status: int = 0  # of the response, or 0 without one
+    unreachable: bool = False  # whether there was no connection
+    retry_after: float | None = None  # seconds that the server asks to wait
+    body: str = ""  # what the server said, to look at: it may hold a secret
 
 
 class TimeLimit(BaseException):
@@ -335,29 +345,6 @@ def open_client() -> httpx.Client:
             problem = "SOCKS proxies are not supported; "
             problem += "name an HTTP proxy in HTTPS_PROXY, or none in HTTPS_PROXY and ALL_PROXY"
     raise SettingsError(problem)
-
-
-class RequestError(RunError):
-    """A request that failed, and might be tried again.
-
-    `status` is the one of the response, or 0 without a response. `unreachable` is true if there was
-    no connection. `retry_after` is the time that the server asks to wait, in seconds. `body` is
-    what the server said, to look at: it may hold a secret.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        advice: str,
-        fatal: bool,
-        status: int = 0,
-        unreachable: bool = False,
-        retry_after: float | None = None,
-        body: str = "",
-    ) -> None:
-        super().__init__(reason, advice, fatal)
-        self.status, self.unreachable = status, unreachable
-        self.retry_after, self.body = retry_after, body
 
 
 def retry_delay(error: RequestError, attempt: int, attempts: int, left: float) -> float | None:
@@ -680,18 +667,6 @@ def parse_day(text: object) -> date | None:
     return None
 
 
-def daily_sleep_suffices(found: Documents, metrics: Sequence[Metric]) -> bool:
-    """Return whether `daily_sleep` has the totals, and no chosen metric needs more of `sleep`.
-
-    With Oura API 2.0 this is false, since only the guide has totals there. Then a failed `sleep`
-    fails the whole read, even if no metric of it is chosen: the sentence needs it.
-    """
-    documents = found["daily_sleep"]
-    has_totals = all(document.get(TOTAL_SLEEP.field) is not None for document in documents)
-    others = [row for row in metrics if row.collection == "sleep" and row != TOTAL_SLEEP]
-    return bool(documents) and has_totals and not others
-
-
 class Oura(Service):
     """The documents that Oura has for some days.
 
@@ -746,7 +721,11 @@ class Oura(Service):
         needed = {metric.collection for metric in metrics}
         if "sleep" in needed:
             needed.add("daily_sleep")  # which tells `sessions_of_night` that today's is over
-        if daily_sleep_suffices(found, metrics):
+        # In the guide, `daily_sleep` has the totals: then `sleep` is only needed for other metrics.
+        # With Oura API 2.0 it always is, if only for the sentence.
+        totals = [document.get(TOTAL_SLEEP.field) for document in found["daily_sleep"]]
+        others = [row for row in metrics if row.collection == "sleep" and row != TOTAL_SLEEP]
+        if totals and None not in totals and not others:
             needed.discard("sleep")
             found["sleep"] = [] if reads["sleep"].exception() else reads["sleep"].result()
         else:
@@ -868,7 +847,10 @@ class SignIn(Service):
         except FileNotFoundError:
             raise self.not_signed_in() from None
         except OSError as error:
-            raise SettingsError(f"OURA_TOKEN_FILE {self.path}: {error.strerror}") from None
+            reason = f"OURA_TOKEN_FILE {self.path}: {error.strerror}"
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                reason = f"{self.path} has no locks: put OURA_TOKEN_FILE on a local disk"
+            raise SettingsError(reason) from None
 
     def lock(self, file: int) -> None:
         """Wait until no other process holds the token file. Raises a fatal `RunError`."""
@@ -878,11 +860,6 @@ class SignIn(Service):
             reason = f"another process holds OURA_TOKEN_FILE {self.path}"
             advice = f"see which with: lsof {shlex.quote(self.path)}"
             raise RunError(reason, advice, fatal=True) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            reason = f"the file system of {self.path} has no locks"
-            raise SettingsError(f"{reason}: put OURA_TOKEN_FILE on a local disk") from None
 
     def not_signed_in(self) -> SettingsError:
         """Return the error for a token file that is not there or has no tokens."""

@@ -860,8 +860,8 @@ class TestRenewal:
     def test_a_file_system_without_locks_is_named(self, signed_in, monkeypatch, option, code):
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(code, "No locks")))
         problem = signed_in.run(option, day=None).failed(code=2)
-        place = f"the file system of {FILE.absolute()}"
-        assert problem == f"{place} has no locks: put OURA_TOKEN_FILE on a local disk"
+        file = FILE.absolute()
+        assert problem == f"{file} has no locks: put OURA_TOKEN_FILE on a local disk"
 
     def test_another_error_of_a_lock_has_its_reason(self, signed_in, monkeypatch):
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(5, "Input/output error")))
