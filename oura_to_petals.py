@@ -8,10 +8,13 @@
 A run goes from `main` to `push`: year by year, it reads the days from Oura (`Oura.read`), maps each
 one to a `Night` (`map_day`) and stores it in Petals (`Petals.store`). Wherever there are several
 days, the newest is the first.
+A failure is a `RunError`. A fatal one ends the run, another one its day, or its year at a read.
+Before that, a `RequestError` is tried again (`Service.request`) and, with `--wait`, waited for
+(`Waiter`).
 The Oura token is sent to OURA_HOST only, the Petals key to PETALS_HOST only, the client secret and
 the refresh token to OURA_TOKEN_URL only. The one file that is written has the tokens of `--login`.
-"The guide" is what Petals published for such a script. Both services differ from it today, but
-servers that are as it describes them work, too.
+"The guide" is what Petals published for such a script. Both services differ from it today. Servers
+that follow it work, too; its kind of Petals is called an array server here.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ try:
     import stat
     from collections import defaultdict
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future, ThreadPoolExecutor, wait
+    from concurrent.futures import ThreadPoolExecutor
     from contextlib import contextmanager, redirect_stdout, suppress
     from dataclasses import dataclass
     from datetime import UTC, date, datetime, timedelta  # UTC is new in Python 3.11
+    from functools import cached_property
     from math import inf
     from pathlib import Path
     from time import monotonic, sleep
@@ -106,10 +110,10 @@ class TimeLimit(BaseException):
 
 
 class Setting(NamedTuple):
-    """A row of `SETTINGS`. The value has to fit each form, which is a regular expression."""
+    """A row of `SETTINGS`. The value has to match each of the regular expressions."""
 
     default: str
-    forms: Sequence[str] = ()
+    patterns: Sequence[str] = ()
 
 
 KEY = r"[\w.~+/-]+=*"  # `b64token` of RFC 6750
@@ -119,7 +123,7 @@ URL = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL})(:\d{{1,5}})?(/[^\s?#@\\]*)?"
 REDIRECT = r"[\w.+-]+://[\w.-]*(:\d{1,5})?(/[!-~]*)?"
 EXPANDED = "(?!~/).*"
 PATH = "/.*"  # cron starts in another folder than a person
-PROBLEMS = {  # what is said of a value that does not fit
+PROBLEMS = {  # what is said of a value that does not match
     KEY: "has a space or another character that is in no key: copy it again",
     OF_PETALS: "does not begin with petals-: copy it again",
     URL: "is not a plain https:// address (http:// only for localhost)",
@@ -171,29 +175,28 @@ class Settings(dict[str, str]):
         env_file = ["--env-file", str(self.named_file)] if self.named_file else []
         return shlex.join([*program, *options, *env_file])
 
-    def form_problem(self, name: str) -> str:
-        """Return what is wrong with the form of a value, without the value, or ""."""
-        if name != "PETALS_API_KEY" and self[name].startswith("petals-"):
-            return "begins with petals-: are the two keys swapped?"
-        for form in SETTINGS[name].forms:
-            if not re.fullmatch(form, self[name], re.ASCII | re.DOTALL):
-                return PROBLEMS[form]
+    def problem(self, name: str) -> str:
+        """Return what is wrong with a value, without the value, or ""."""
+        for pattern in SETTINGS[name].patterns:
+            if not re.fullmatch(pattern, self[name], re.ASCII | re.DOTALL):
+                return PROBLEMS[pattern]
         return ""
 
     def require(self, *names: str, hint: str = "") -> None:
         """Raise `SettingsError` with all of these settings that are missing or wrong.
 
-        A key of Petals in any other setting is found, too, before it is sent or printed.
+        The key of Petals in the place of any setting is found, too, before it is sent or printed.
         """
-        problems = []
+        swapped = [name for name in SETTINGS if self[name].startswith("petals-")]
+        swapped = [name for name in swapped if name != "PETALS_API_KEY"]
+        problems = [f"{name} begins with petals-: are the two keys swapped?" for name in swapped]
         if missing := [name for name in names if not self[name]]:
             places = " or ".join(map(str, self.env_places)) or "the environment"
             problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
         if hint:
             problems.append(hint)
-        swapped = [name for name in SETTINGS if self[name].startswith("petals-")]
-        for name in dict.fromkeys([*names, *swapped]):
-            if self[name] and (problem := self.form_problem(name)):
+        for name in names:
+            if self[name] and name not in swapped and (problem := self.problem(name)):
                 problems.append(f"{name} {problem}")
         if problems:
             raise SettingsError("; ".join(problems))
@@ -250,14 +253,16 @@ def load_settings(named_file: Path | None) -> Settings:
     for name, default in defaults.items():
         from_environment = os.environ.get(name, "").strip()
         settings[name] = from_environment or in_file.get(name, "").strip() or default
-        place = "the environment" if from_environment or not found else found[0]
-        settings.origins[name] = f"{name} from {place}"
+        file = found[0] if found and not from_environment else "the environment"
+        settings.origins[name] = f"{name} from {file}"
     settings["OURA_TOKEN_FILE"] = os.path.expanduser(settings["OURA_TOKEN_FILE"])
     return settings
 
 
 # --- HTTP -------------------------------------------------------------------------------------
-# A request is tried again after a fault that may pass. Redirects are not followed.
+# A request is tried again after a fault that may pass. Redirects are not followed. There are four
+# clocks: TIME_OUT for each part of an answer, MAX_DELAY between two attempts, `time_limit` for the
+# run, which says RUN_SECONDS, and MAX_WAITING for `--wait`, which stops the third one.
 
 MAX_ATTEMPTS = 4
 UNREACHABLE_ATTEMPTS = 6  # with their delays, half a minute: at wake-up, the network comes late
@@ -265,8 +270,13 @@ MAX_DELAY = 60.0  # seconds between two attempts
 TIME_OUT = 25.0  # seconds; four attempts fit into the time limit of a run, RUN_SECONDS
 MAX_BYTES = 8 * 2**20
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+# Signals are blocked in all other threads. So the main one gets them, and can hold them back.
+BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
+THREADS = ThreadPoolExecutor(8, initializer=signal.pthread_sigmask, initargs=BLOCKED)
 SECRETS: set[str] = set()  # the keys and tokens of this run
-ANSWERED: dict[str, bool] = {}  # requests within the time limit; whether one was ever answered
+ANSWERED: dict[
+    str, bool
+] = {}  # for the text of `TimeLimit`: requests, and whether they were answered
 
 
 def spellings(char: str) -> str:
@@ -280,7 +290,8 @@ def clean(said: object) -> str:
     text = said if isinstance(said, str) else json.dumps(said)
     for secret in sorted(SECRETS, key=len, reverse=True):
         text = re.sub("".join(map(spellings, secret)), "***", text, flags=re.IGNORECASE)
-    text = re.sub("<[^<>]*>", " ", "".join(char if char.isprintable() else " " for char in text))
+    text = "".join(char if char.isprintable() else " " for char in text)
+    text = re.sub("<[^<>]*>", " ", text)  # the tags of a page
     return shorten(" ".join(text.split()), 200)
 
 
@@ -317,7 +328,10 @@ def seconds_left() -> float:
 
 @contextmanager
 def stop_signals_held_back() -> Iterator[None]:
-    """Hold back Ctrl-C and its like until the block has ended, but not the time limit."""
+    """Hold back Ctrl-C and its like until the block has ended, but not the time limit.
+
+    For the main thread only: the other ones never get them, see THREADS.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -352,13 +366,13 @@ def retry_delay(error: RequestError, attempt: int, attempts: int, left: float) -
 
     `attempt` is the number of the one that failed. `left` is the seconds to the time limit.
     """
-    if error.unreachable:  # nothing was sent, so nothing can be done twice
-        attempts = UNREACHABLE_ATTEMPTS
+    most = UNREACHABLE_ATTEMPTS if error.unreachable else attempts
     may_pass = error.status in (0, 408, 429) or error.status >= 500
-    if not may_pass or error.status in (501, 505) or attempt >= attempts:
+    if not may_pass or error.status in (501, 505) or attempt >= most:
         return None
     delay = 2.0 ** (attempt - 1) if error.retry_after is None else error.retry_after
-    return delay if delay <= min(MAX_DELAY, left - TIME_OUT) else None
+    has_time = delay + TIME_OUT <= left  # for the next attempt
+    return delay if delay <= MAX_DELAY and has_time else None
 
 
 class Service:
@@ -383,6 +397,7 @@ class Service:
         """Return the answer to a request. Raises `RequestError`.
 
         It is tried again after a failure that may pass, if the time limit leaves time for that.
+        `attempts` is for a server that was reached; otherwise there are UNREACHABLE_ATTEMPTS.
         """
         attempt = 1
         while True:
@@ -416,30 +431,29 @@ class Service:
         ANSWERED[name] = True
         with suppress(ValueError, RecursionError):
             answer = json.loads(body)
-        if response.status_code == 202:  # Accepted: in the guide, that is a job, with its id
-            answer = {"jobId": "", **answer} if isinstance(answer, dict) else {"jobId": ""}
+        status, text = response.status_code, body.decode(errors="replace")
+        if status == 202:  # Accepted: in the guide, bulk answers with a job, see `Petals.send`
+            answer = {"jobId": "", **(answer if isinstance(answer, dict) else {})}
         if response.is_success and isinstance(answer, dict):
             return answer
-        status, wait = response.status_code, response.headers.get("Retry-After", "")
-        text = body.decode(errors="replace")
         said = what_was_said(response, answer, text)
-        is_page = answer is None and text.strip() != ""
-        reason = f"{name} answered {status}: {said}".removesuffix(": ") + tries
-        retry_after = float(wait) if re.fullmatch("[0-9]+", wait) else None
-        fatal = status in (401, 403, 426, 429) or self.failure_is_fatal
-        advice = self.advice(status)
+        reason = f"{name} answered {status}: {said}" if said else f"{name} answered {status}"
+        header = response.headers.get("Retry-After", "")
+        retry_after = float(header) if re.fullmatch("[0-9]+", header) else None
         if retry_after is not None:
             advice = f"try again in {retry_after:.0f} seconds"
-        elif status in (401, 403) and is_page:
-            advice = (
-                f"something between here and {self.name} refused this: check firewall and proxy"
-            )
+        elif status in (401, 403) and answer is None and text.strip():  # a page
+            advice = f"something between here and {self.name} refused this, such as a firewall"
+        else:
+            advice = self.advice(status)
+        fatal = status in (401, 403, 426, 429) or self.failure_is_fatal
+        reason += tries
         raise RequestError(reason, advice, fatal, status, retry_after=retry_after, body=text)
 
     def no_answer(self, name: str, error: Exception, tries: str) -> RunError:
         """Return the error for a request without an answer. It blames what failed."""
         said = clean(str(error)) or type(error).__name__
-        if "CERTIFICATE_VERIFY_FAILED" in said:  # this does not pass
+        if "CERTIFICATE_VERIFY_FAILED" in said:  # no `RequestError`: it is not tried again
             advice = "check this machine's clock; behind a company's proxy, set SSL_CERT_FILE"
             reason = f"could not reach {self.name}: {said}"
             return RunError(reason, f"{advice} in the environment", fatal=True)
@@ -506,7 +520,7 @@ class Metric(NamedTuple):
             return self.minutes_in(documents)
         found = documents[self.collection]
         if self.part == LONGEST and found:
-            found = [max(found, key=lambda one: TOTAL_SLEEP.number_in(one, "sleep", 60) or 0)]
+            found = [max(found, key=seconds_asleep)]
         return self.number_in(found[0], self.collection) if found else None
 
     def minutes_in(self, documents: Documents) -> float | None:
@@ -539,6 +553,11 @@ class Metric(NamedTuple):
             return value
         reason = f"Oura {collection} {self.field} is not a number from {low:g} to {high:g}"
         raise RunError(reason, "if this keeps happening, look for an update of this script")
+
+
+def seconds_asleep(session: Json) -> float:
+    """Return the total sleep of a session in seconds. Raises `RunError` if it is impossible."""
+    return TOTAL_SLEEP.number_in(session, "sleep", 60) or 0
 
 
 # Oura has these as 0 in a session that was too short to measure them (seen by users).
@@ -576,9 +595,9 @@ METRICS = {row[0]: Metric(*row) for row in (
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
-# Every run reads all of them, and fails if one fails, or if one of a chosen metric is empty for
-# several days (`read_collections`). So a further one has to be in the permission `daily`, or all
-# sign-ins stop working, and to have one document a day, with its `day`.
+# Every run reads every collection. It fails if one fails, or if one of a chosen metric is empty for
+# several days (`read_collections`). So a new collection has to be in the permission `daily`, or all
+# sign-ins stop working, and to have one document for each day, with its `day`.
 COLLECTIONS = tuple(dict.fromkeys(metric.collection for metric in METRICS.values()))
 TOTAL_SLEEP = METRICS["oura-sleep-minutes"]
 GROUPS = {"all": list(METRICS), "default": ["oura-readiness", "oura-hrv", "oura-sleep-minutes"]}
@@ -651,12 +670,6 @@ def map_day(day: date, documents: Documents, chosen: Sequence[Metric]) -> Night:
 # Oura API 2.0, with a personal access token or with the tokens of a sign-in.
 
 MAX_PAGES = 200
-# Signals go to the main thread, which can hold them back.
-BLOCKED = (signal.SIG_BLOCK, {*STOP_SIGNALS, signal.SIGALRM})
-# One thread for each collection, and one for Petals' list of metrics.
-THREADS = ThreadPoolExecutor(
-    len(COLLECTIONS) + 1, initializer=signal.pthread_sigmask, initargs=BLOCKED
-)
 
 
 def parse_day(text: object) -> date | None:
@@ -732,8 +745,8 @@ class Oura(Service):
             found["sleep"] = reads["sleep"].result()
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
-            # Users saw this for a morning. A day that is sent replaces what Petals has, so values
-            # of this collection would be deleted. (One day alone may really have none.)
+            # On some mornings, Oura leaves one collection empty (seen by users). A day that is sent
+            # replaces what Petals has, so values would be deleted. (One day may really have none.)
             reason = f"Oura {' and '.join(empty)}: no document, unlike other collections"
             raise RunError(reason, "nothing is sent; the next run tries again")
         by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
@@ -752,7 +765,7 @@ class Oura(Service):
         """
         newest, oldest = days[0], days[-1]
         # Users measured that the first or the last day is left out, and that some collections go by
-        # the day in UTC. So ask for two more of each.
+        # the day in UTC. So ask for two more days at each end.
         start, end = oldest - 2 * ONE_DAY, newest + 2 * ONE_DAY
         params = {"start_date": str(start), "end_date": str(end)}
         if collection == "sleep":  # without its 5-minute series, which are most of a document
@@ -793,18 +806,18 @@ class Oura(Service):
 # OAuth2 (RFC 6749) with PKCE (RFC 7636). An access token is used until Oura refuses it. A refresh
 # token works once, and its answer has the next one: whoever loses that has to sign in again.
 
-RENEWAL_SECONDS = 60.0  # for two attempts of TIME_OUT and the pause between them
+RENEWAL_SECONDS = 60.0  # that a renewal takes at most: two attempts and the pause between them
 
 
 def overwrite(file: int, content: bytes) -> None:
-    """Replace the content of an open file in one write, padded so that it never gets shorter.
+    """Replace the content of an open file in one write. Raises `OSError`.
 
-    So it has the old content or the new one, even if the process is killed, and needs no space on a
-    full disk. Another file and a rename would fail where this one is mounted into a container.
-    Raises `OSError`.
+    One write, so that a process that is killed leaves the old content or the new one. It is padded
+    with blanks, so that the file never gets shorter and longer tokens have room on a full disk.
+    Another file and a rename would fail where this one is mounted into a container.
     """
     padded = content.ljust(max(os.fstat(file).st_size, 16_384))
-    if os.pwrite(file, padded, 0) < len(padded):
+    if os.pwrite(file, padded, 0) < len(padded):  # the disk is full
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -820,7 +833,7 @@ class SignIn(Service):
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
         super().__init__(client, settings)
-        self.path, self.login = settings["OURA_TOKEN_FILE"], settings.command("--login")
+        self.token_file, self.login = settings["OURA_TOKEN_FILE"], settings.command("--login")
 
     def advice(self, status: int) -> str:
         """Return what a person can do about a refusal."""
@@ -830,16 +843,16 @@ class SignIn(Service):
 
     @contextmanager
     def open_file(self, create: bool = False) -> Iterator[int]:
-        """Open and lock the token file. Raises a fatal `SettingsError`, also for the block."""
+        """Open and lock the token file. An `OSError`, in the block too, is a `SettingsError`."""
         try:
             if create:
-                os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+                os.makedirs(os.path.dirname(self.token_file), 0o700, exist_ok=True)
             # O_SYNC: what is written is on the disk.
             flags = os.O_RDWR | os.O_SYNC | (os.O_CREAT if create else 0)
-            file = os.open(self.path, flags, 0o600)
+            file = os.open(self.token_file, flags, 0o600)
             try:
                 if not stat.S_ISREG(os.fstat(file).st_mode):
-                    raise SettingsError(f"OURA_TOKEN_FILE {self.path} is no regular file")
+                    raise SettingsError(f"OURA_TOKEN_FILE {self.token_file} is no regular file")
                 self.lock(file)
                 yield file
             finally:
@@ -847,9 +860,9 @@ class SignIn(Service):
         except FileNotFoundError:
             raise self.not_signed_in() from None
         except OSError as error:
-            reason = f"OURA_TOKEN_FILE {self.path}: {error.strerror}"
+            reason = f"OURA_TOKEN_FILE {self.token_file}: {error.strerror}"
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                reason = f"{self.path} has no locks: put OURA_TOKEN_FILE on a local disk"
+                reason = f"{self.token_file} has no locks: put OURA_TOKEN_FILE on a local disk"
             raise SettingsError(reason) from None
 
     def lock(self, file: int) -> None:
@@ -857,24 +870,26 @@ class SignIn(Service):
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except TimeLimit:
-            reason = f"another process holds OURA_TOKEN_FILE {self.path}"
-            advice = f"see which with: lsof {shlex.quote(self.path)}"
+            reason = f"another process holds OURA_TOKEN_FILE {self.token_file}"
+            advice = f"see which with: lsof {shlex.quote(self.token_file)}"
             raise RunError(reason, advice, fatal=True) from None
 
     def not_signed_in(self) -> SettingsError:
         """Return the error for a token file that is not there or has no tokens."""
-        return SettingsError(f"not signed in: no tokens in {self.path}", f"run {self.login}")
+        return SettingsError(f"not signed in: no tokens in {self.token_file}", f"run {self.login}")
 
-    def own(self, content: bytes) -> Json:
-        """Return what the token file has. Raises a fatal `SettingsError` if it is not ours."""
+    def parse_own(self, content: bytes) -> Json:
+        """Return what the token file has. Raises `SettingsError` if it is not ours."""
         found: Json = {}
         with suppress(ValueError, TypeError, RecursionError):
             found = dict(json.loads(content))
         client_id = self.settings["OURA_CLIENT_ID"]
         if found.get("client_id", client_id) != client_id:  # earlier versions wrote none
-            file = shlex.quote(self.path)
+            file = shlex.quote(self.token_file)
             advice = f"set OURA_TOKEN_FILE, or sign in with: mv {file} {file}.old && {self.login}"
-            raise SettingsError(f"the tokens in {self.path} belong to another application", advice)
+            raise SettingsError(
+                f"the tokens in {self.token_file} belong to another application", advice
+            )
         return found
 
     def usable(self, found: Json, place: str) -> dict[str, str]:
@@ -892,7 +907,7 @@ class SignIn(Service):
             content = os.pread(file, MAX_BYTES, 0)
             if not content.strip():
                 raise self.not_signed_in()
-            tokens = self.usable(self.own(content), self.path)
+            tokens = self.usable(self.parse_own(content), self.token_file)
             if tokens["access_token"] != refused:  # maybe because another run has renewed it
                 return tokens["access_token"]
             if seconds_left() < RENEWAL_SECONDS:
@@ -911,7 +926,7 @@ class SignIn(Service):
         """See that new tokens can be kept. Raises `SettingsError`."""
         with self.open_file(create=True) as file:
             content = os.pread(file, MAX_BYTES, 0)
-            self.own(content)  # raises if they belong to another application
+            self.parse_own(content)  # raises if they belong to another application
             os.chmod(file, 0o600)
             overwrite(file, content)
 
@@ -934,7 +949,7 @@ class SignIn(Service):
         client_id, secret = self.settings["OURA_CLIENT_ID"], self.settings["OURA_CLIENT_SECRET"]
         data = {**form, "client_id": client_id, "client_secret": secret}
         try:
-            # If an answer is lost, the token may be spent. One more attempt is worth it.
+            # If an answer is lost, the token may be spent. One more attempt is still worth it.
             return self.request("POST", "", attempts=2, data=data)
         except RequestError as error:
             if "invalid_client" not in error.body:  # RFC 6749, 5.2
@@ -960,8 +975,8 @@ def code_in(entered: str, state: str) -> str:
         raise RunError(f"Oura refused the sign-in: {said}")
     if query.get("state") == state:  # otherwise the address is not one of this sign-in
         return str(query.get("code", ""))
-    is_code = re.fullmatch(KEY, entered, re.ASCII) and len(entered) > 7 and not entered.isalpha()
-    return entered if is_code else ""  # `yes` and `continue` are none
+    is_word = len(entered) < 8 or entered.isalpha()  # such as `yes` and `continue`
+    return entered if re.fullmatch(KEY, entered, re.ASCII) and not is_word else ""
 
 
 def answer_browser(listener: socket.socket, path: str, state: str) -> str:
@@ -1038,7 +1053,7 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
     import secrets  # a morning does not need it
 
     sign_in = SignIn(client, settings)
-    with time_limit(RENEWAL_SECONDS):  # another run may be at it
+    with time_limit(RENEWAL_SECONDS):  # so long, another run may hold the file
         sign_in.prepare()  # if this fails, it fails before anybody opens a browser
     redirect_uri = settings["OURA_REDIRECT_URI"]
     state, verifier = secrets.token_urlsafe(16), secrets.token_urlsafe(48)
@@ -1083,14 +1098,14 @@ class MetricList(NamedTuple):
 
     is_array_server: bool
     metrics: Sequence[Json] = ()
-    is_sure: bool = True  # what is said of the kind of server
+    is_sure: bool = True  # not if the answer was one to observations
 
 
 NO_LIST = MetricList(is_array_server=False)
 
 
-class LeftOut(NamedTuple):
-    """Why Petals does not know a metric after its proposal."""
+class IfUnknown(NamedTuple):
+    """What it means if Petals does not know a metric although it was proposed."""
 
     reason: str
     lasts: bool  # whether it stays so until the user has done something
@@ -1136,15 +1151,17 @@ def by_reason(reasons: Iterable[tuple[str, str]], verb: str) -> list[str]:
 
 
 class Petals(Service):
-    """A Petals server, and what this run knows of its metrics."""
+    """A Petals server, and what this run knows of its metrics.
+
+    It is asked for its list of metrics at once, with so many attempts.
+    """
 
     name, url_setting, path = "Petals", "PETALS_HOST", "/api/memory/metrics/"
 
-    def __init__(self, client: httpx.Client, settings: Settings) -> None:
+    def __init__(self, client: httpx.Client, settings: Settings, list_attempts: int) -> None:
         super().__init__(client, settings)
-        self.listing: Future[MetricList] | None = None  # the question for the list, once asked
-        self.list_seconds = LIST_SECONDS  # that `store` still waits for it
         self.left_out: set[Metric] = set()  # not sent any more in this run
+        self.list_request = THREADS.submit(self.read_list, list_attempts)  # while Oura is read
 
     def advice(self, status: int) -> str:
         """Return what a person can do about a refusal."""
@@ -1158,7 +1175,7 @@ class Petals(Service):
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
         return self.request("POST", path, attempts, json=body, headers=headers)
 
-    def read_list(self, attempts: int = MAX_ATTEMPTS) -> MetricList:
+    def read_list(self, attempts: int) -> MetricList:
         """Return the list of metrics, or that this is an array server. Raises `RequestError`."""
         try:
             answer = self.post("list", {}, attempts)
@@ -1174,68 +1191,57 @@ class Petals(Service):
         reason = "Petals list answered 200: no list of metrics"
         raise RequestError(reason, f"check {self.url_setting}", fatal=False, status=200)
 
-    def read_list_if_possible(self) -> MetricList:
-        """Return the list of metrics, or NO_LIST: its failure proves nothing.
+    @cached_property
+    def listed(self) -> MetricList:
+        """Wait once for the list of metrics, for LIST_SECONDS, or do without it in this run.
 
-        For a new user it can be a 500 until the first observation, and it leaves out metrics that
-        have none (measured with Petals 2.5.0). What refuses the key here refuses the night, too.
+        A failure proves nothing: for a new user the list can be a 500 until the first observation,
+        and it leaves out metrics that have none (measured with Petals 2.5.0). What refuses the key
+        here refuses the night, too.
         """
         try:
-            return self.read_list(attempts=1)
+            return self.list_request.result(LIST_SECONDS)
+        except TimeoutError:
+            return NO_LIST
         except RequestError as error:
             is_strange = 200 <= error.status < 300  # a page or an object that is no list
             level = logging.WARNING if is_strange else logging.INFO
             logging.log(level, f"{error}; going on without the list")
             return NO_LIST
 
-    def ask_for_list(self) -> Future[MetricList]:
-        """Start to ask for the list of metrics."""
-        self.listing = THREADS.submit(self.read_list_if_possible)
-        return self.listing
-
-    def metric_list(self) -> MetricList:
-        """Wait for the list of metrics, or do without it after LIST_SECONDS in all."""
-        listing = self.listing or self.ask_for_list()
-        wait([listing], timeout=self.list_seconds)
-        self.list_seconds = 0
-        return listing.result() if listing.done() else NO_LIST
-
     def store(self, night: Night) -> tuple[int, list[str]]:
         """Store a night, and define the metrics that Petals does not know. Raises `RunError`.
 
         Returns the number of stored observations, and the problems to report.
         """
-        listed = self.metric_list()
         chosen = [METRICS[slug] for slug in night.values]
         metrics = [metric for metric in chosen if metric not in self.left_out]
         if not metrics:  # all are left out, which was reported
             return 0, []
-        proposed: dict[Metric, LeftOut] = {}
+        proposed: dict[Metric, IfUnknown] = {}  # each one once a night
         while True:
-            stored, unknown, refused = self.send(night, metrics, listed.is_array_server)
+            stored, unknown, refused = self.send(night, metrics)
             new = [metric for metric in unknown if metric not in proposed]
             if not new:
                 break
-            for metric in new:
-                proposed[metric] = self.propose(metric, listed.metrics)
+            proposed |= {metric: self.propose(metric) for metric in new}
         self.left_out |= {metric for metric in unknown if proposed[metric].lasts}
         reasons = [(petals_slug(metric), proposed[metric].reason) for metric in unknown]
         return stored, by_reason(reasons, "left out") + refused
 
-    def send(
-        self, night: Night, metrics: Sequence[Metric], as_array: bool
-    ) -> tuple[int, list[Metric], list[str]]:
+    def send(self, night: Night, metrics: Sequence[Metric]) -> tuple[int, list[Metric], list[str]]:
         """Send these metrics of a night, in place of what Petals has of it. Raises `RunError`.
 
         Returns the number of stored observations, the metrics that Petals does not know, and what
         to report if others are not stored, in one line.
         """
+        as_array = self.listed.is_array_server
         body = array_body(night, metrics) if as_array else day_body(night, metrics)
         slugs = [metric.slug if as_array else petals_slug(metric) for metric in metrics]
         answer = self.post("observations/bulk", body)
         unknown: list[Metric] = []
         refused: list[tuple[str, str]] = []
-        again = False  # whether a second run heals it: another run or a full disk was in the way
+        second_run_helps = False  # as after another run or a full disk was in the way
         errors = answer.get("errors") or []
         for error in errors if isinstance(errors, list) else [errors]:
             entry = error if isinstance(error, dict) else {"message": error}
@@ -1246,7 +1252,8 @@ class Petals(Service):
                 unknown.append(metrics[index])
                 continue
             reason = str(entry.get("message") or code or "no reason")
-            again = again or code == "RESOLVE_FAILED" or "changed before its derived" in reason
+            if code == "RESOLVE_FAILED" or "changed before its derived write" in reason:
+                second_run_helps = True
             reason = "outside the valid range" if code == "RANGE_VIOLATION" else clean(reason)
             refused.append((slugs[index] if has_slug else "an observation", reason))
         stored = answer.get("inserted")
@@ -1259,10 +1266,10 @@ class Petals(Service):
             return stored, unknown, []
         problem = f"{night.day}: Petals stored {stored} of {len(slugs)} observations"
         problem = shorten("; ".join([problem, *by_reason(refused, "refused")]), 600)
-        return stored, unknown, [f"{problem}; run again" if again else problem]
+        return stored, unknown, [f"{problem}; run again" if second_run_helps else problem]
 
-    def propose(self, metric: Metric, listed: Sequence[Json]) -> LeftOut:
-        """Propose a metric; return what is to be said if Petals does not know it all the same.
+    def propose(self, metric: Metric) -> IfUnknown:
+        """Propose a metric; return what it means if Petals does not know it all the same.
 
         A proposal is an observation that Petals has to refuse, since a stored one can never be
         removed. Petals defines the metric first and refuses the observation then, usually with a
@@ -1280,25 +1287,25 @@ class Petals(Service):
         }
         try:
             self.post("observations", body)
-            said = ""  # it was accepted, so it is filed elsewhere
-        except RequestError as error:  # as usual, whether or not the metric is defined now
+            said = ""
+        except RequestError as error:
             if error.fatal:
                 raise
             said = error.body
-            if "RANGE_VIOLATION" not in said and NEVER[:10] not in said:
-                return LeftOut(f"{error.reason}; the next run tries again", lasts=False)
+            if "RANGE_VIOLATION" not in said and NEVER[:10] not in said:  # the usual refusals
+                return IfUnknown(f"{error.reason}; the next run tries again", lasts=False)
         others = re.findall(r"valid range for (\w+)", said)
-        for other in listed:
+        for other in self.listed.metrics:
             if str(other.get("label")).lower() == metric.label.lower():
                 others.append(clean(other.get("slug")))
         name = next((f", {other}" for other in others if other != petals_slug(metric)), "")
         where = f"Petals filed it under a similar metric of yours{name}"
-        return LeftOut(f"{where}; rename that metric in Petals and run again", lasts=True)
+        return IfUnknown(f"{where}; rename that metric in Petals and run again", lasts=True)
 
     def check(self, metrics: Sequence[Metric]) -> str:
         """Return what is to be said of Petals if it works. Raises `RunError` if not."""
         try:
-            listed = self.read_list()
+            listed = self.list_request.result()
         except RequestError as error:
             if error.status != 500:
                 raise
@@ -1406,13 +1413,14 @@ class Report:
         without ending the run are not among them: they were told.
         """
         if len(self.days) == 1:
-            return self.add_problem(f"{self.days[0]}: {problem}")
+            self.add_problem(f"{self.days[0]}: {problem}")
+            return
         text = f"{problem}; {self.progress()} are in"
         if left := [day for day in self.days if not self.sent or day < self.sent[-1]]:
             options = ["--date", str(left[0]), "--days", str(len(left))]
             options += ["--wait"] if self.options.wait else []
             text += f", go on with: {self.settings.command(*options)}"
-        return self.add_problem(text)
+        self.add_problem(text)
 
     def progress(self) -> str:
         """Return how many of the days were sent."""
@@ -1451,18 +1459,18 @@ class Waiter:
             try:
                 answer = question(*arguments)
             except RequestError as error:
-                wait = self.seconds_to_wait(error)
-                if wait > self.seconds:
+                seconds = self.seconds_to_wait(error)
+                if seconds > self.seconds:
                     raise
-                self.report.show_waiting(error.reason, wait)
+                self.report.show_waiting(error.reason, seconds)
             else:
                 self.least = 1.0
                 return answer
             signal.setitimer(signal.ITIMER_REAL, 0)
-            sleep(wait)
-            signal.setitimer(signal.ITIMER_REAL, self.report.seconds)  # as if the run began here
-            self.seconds -= wait
-            self.least = 30.0  # if this was not enough
+            sleep(seconds)
+            signal.setitimer(signal.ITIMER_REAL, self.report.seconds)  # all of `time_limit` again
+            self.seconds -= seconds
+            self.least = 30.0  # for the case that this was not enough
 
     def seconds_to_wait(self, error: RequestError) -> float:
         """Return how long a question waits after an error, infinity if that is no use."""
@@ -1497,21 +1505,21 @@ def send_night(report: Report, waiter: Waiter, petals: Petals, night: Night) -> 
     done = len(report.sent) + len(report.without_data)
     report.show_progress(f"{done} of {len(report.days)} days, {night.day}")
     if not night.values:
-        return report.add_empty_day(night.day)
+        report.add_empty_day(night.day)
+        return
     try:
         stored, problems = waiter.ask(petals.store, night)
     except RunError as error:
         if error.fatal:
             raise
         stored, problems = 0, [f"{night.day}: {error}"]
-    return report.add_night(night, stored, problems)
+    report.add_night(night, stored, problems)
 
 
 def push(report: Report, oura: Oura, petals: Petals, metrics: Sequence[Metric]) -> int:
     """Send the days, say how it ended, and return the exit code."""
     waiter = Waiter(report, MAX_WAITING if report.options.wait else 0)
     try:
-        petals.ask_for_list()  # while Oura is read
         for days in years(report.days):
             report.show_progress(f"reading {span(days)}")
             for night in read_nights(report, waiter, oura, days, metrics):
@@ -1556,12 +1564,12 @@ def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[M
                     said = Oura(client, settings, settings["OURA_TOKEN"]).check(metrics)
                 else:
                     settings.require(*PETALS)
-                    said = Petals(client, settings).check(metrics)
+                    said = Petals(client, settings, MAX_ATTEMPTS).check(metrics)
                 say(f"{name}: {said}")
         except (RunError, TimeLimit) as error:
-            names_it = str(error).startswith(("could not reach", "no answer"))
-            prefix = "" if names_it else f"{name}: "
-            logging.error(prefix + str(error).removeprefix(f"{name} "))
+            text = str(error).removeprefix(f"{name} ")
+            has_name = name in re.split("[:;]", text)[0]  # "could not reach Oura: ..."
+            logging.error(text if has_name else f"{name}: {text}")
             code = 1
     return code
 
@@ -1657,12 +1665,13 @@ def run(options: argparse.Namespace) -> int:
     check_time_zone()
     settings = load_settings(options.env_file)
     if options.login:
-        has_key = bool(settings["PETALS_API_KEY"])  # then see now whether it can be one
-        settings.require(*LOGIN, *(["PETALS_API_KEY"] if has_key else []))
+        # It needs no key of Petals, but a wrong one is better seen now.
+        key = ["PETALS_API_KEY"] if settings["PETALS_API_KEY"] else []
+        settings.require(*LOGIN, *key)
     elif options.dry_run:
         settings.require_for_reading()
     elif options.check:
-        settings.require()  # it tells for each service what is missing
+        settings.require()  # swapped keys only: it tells for each service what is missing
     else:
         settings.require_for_reading(*PETALS)
     metrics = choose_metrics(settings["OURA_METRICS"])
@@ -1677,7 +1686,7 @@ def run(options: argparse.Namespace) -> int:
         oura = Oura(client, settings, settings["OURA_TOKEN"])
         if options.dry_run:
             return print_observations(report, oura, metrics)
-        return push(report, oura, Petals(client, settings), metrics)
+        return push(report, oura, Petals(client, settings, list_attempts=1), metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1697,7 +1706,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
         if options.verbose:
             logging.getLogger().setLevel(logging.INFO)
-        with redirect_stdout(None if options.quiet and not options.login else sys.stdout):
+        is_quiet = options.quiet and not options.login
+        with redirect_stdout(None if is_quiet else sys.stdout):  # to None, `print` writes nothing
             return run(options)
     except SystemExit as stop:  # argparse has written why
         return int(stop.code or 0)
