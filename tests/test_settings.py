@@ -443,6 +443,12 @@ class TestKeys:
         wrong = "PETALS_API_KEY does not begin with petals-: copy it again"
         assert refused(world, "--login") == wrong
 
+    def test_a_wrong_key_of_petals_is_not_in_the_way_of_oura(self, world, monkeypatch):
+        monkeypatch.setenv("PETALS_API_KEY", "petals-a b")
+        assert world.run("--dry-run").code == 0
+        ended = world.run("--check", day=None)
+        assert (ended.code, ended.out.count("Oura: reading works")) == (1, 1)
+
     def test_the_settings_show_no_key(self, no_keys, beside):
         write(beside, BOTH)
         settings = oura_to_petals.load_settings(None)
