@@ -581,14 +581,17 @@ def test_the_time_limit_says_who_has_not_answered(world, path, said):
 
 def test_the_time_limit_names_all_that_are_silent(world):
     both_asked = threading.Barrier(2, timeout=10)
-    world.oura.fail(SLEEP, lambda _: both_asked.wait() and hang())
-    world.oura.fail(READINESS, lambda _: both_asked.wait() and None, time_runs_out)
 
-    def run_out(request):
+    def run_out(_):
         both_asked.wait()
-        return time_runs_out(request)
+        time_runs_out()
 
-    world.oura.faults[READINESS] = [run_out]
+    def stay_silent(_):
+        both_asked.wait()
+        hang()
+
+    world.oura.fail(READINESS, run_out)
+    world.oura.fail(SLEEP, stay_silent)
     said = "no answer from Oura daily_readiness and Oura sleep within 115 seconds"
     assert world.run().failed() == f"2026-06-10: {said}"
 
