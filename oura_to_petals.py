@@ -93,8 +93,9 @@ class SettingsError(RunError):
 
 @dataclass(eq=False, repr=False)
 class RequestError(RunError):
-    """A request that failed, and might be tried again."""
+    """A request that failed."""
 
+    may_pass: bool = False  # whether a further attempt may work
     status: int = 0  # of the response, or 0 without one
     unreachable: bool = False  # whether there was no connection
     retry_after: float | None = None  # seconds that the server asks to wait
@@ -321,6 +322,13 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def sleep_outside_time_limit(seconds: float, limit: float) -> None:
+    """Sleep, and begin the time limit anew after that, with `limit` seconds."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    sleep(seconds)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+
+
 def seconds_left() -> float:
     """Return the seconds to the time limit, or infinity if there is none."""
     return signal.getitimer(signal.ITIMER_REAL)[0] or inf
@@ -367,8 +375,7 @@ def retry_delay(error: RequestError, attempt: int, attempts: int, left: float) -
     `attempt` is the number of the one that failed. `left` is the seconds to the time limit.
     """
     most = UNREACHABLE_ATTEMPTS if error.unreachable else attempts
-    may_pass = error.status in (0, 408, 429) or error.status >= 500
-    if not may_pass or error.status in (501, 505) or attempt >= most:
+    if not error.may_pass or attempt >= most:
         return None
     delay = 2.0 ** (attempt - 1) if error.retry_after is None else error.retry_after
     has_time = delay + TIME_OUT <= left  # for the next attempt
@@ -447,16 +454,19 @@ class Service:
         else:
             advice = self.advice(status)
         fatal = status in (401, 403, 426, 429) or self.failure_is_fatal
+        may_pass = status in (408, 429) or (status >= 500 and status not in (501, 505))
         reason += tries
-        raise RequestError(reason, advice, fatal, status, retry_after=retry_after, body=text)
+        raise RequestError(
+            reason, advice, fatal, may_pass, status, retry_after=retry_after, body=text
+        )
 
-    def no_answer(self, name: str, error: Exception, tries: str) -> RunError:
+    def no_answer(self, name: str, error: Exception, tries: str) -> RequestError:
         """Return the error for a request without an answer. It blames what failed."""
         said = clean(str(error)) or type(error).__name__
-        if "CERTIFICATE_VERIFY_FAILED" in said:  # no `RequestError`: it is not tried again
+        if "CERTIFICATE_VERIFY_FAILED" in said:
             advice = "check this machine's clock; behind a company's proxy, set SSL_CERT_FILE"
             reason = f"could not reach {self.name}: {said}"
-            return RunError(reason, f"{advice} in the environment", fatal=True)
+            return RequestError(reason, f"{advice} in the environment", fatal=True)
         failures = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
         unreachable = isinstance(error, failures)
         what = f"could not reach {self.name}" if unreachable else f"{name}: the request failed"
@@ -465,7 +475,8 @@ class Service:
         if unreachable and proxy:
             advice = f"check the network and the proxy in {proxy}"
         fatal = unreachable or self.failure_is_fatal
-        return RequestError(f"{what}: {said}{tries}", advice, fatal, unreachable=unreachable)
+        reason = f"{what}: {said}{tries}"
+        return RequestError(reason, advice, fatal, may_pass=True, unreachable=unreachable)
 
 
 def proxy_variable(url: str) -> str:
@@ -530,9 +541,7 @@ class Metric(NamedTuple):
             numbers = [self.number_in(one, name, 60) for one in documents[name]]
             seconds = [number for number in numbers if number is not None]
             if seconds:
-                total = sum(seconds)
-                self.number_in({self.field: total}, name, 60)  # raises if the sum is impossible
-                return (total + 30) // 60
+                return (self.in_range(sum(seconds), name, 60) + 30) // 60
         return None
 
     def number_in(self, document: Json, collection: str, factor: int = 1) -> float | None:
@@ -548,6 +557,10 @@ class Metric(NamedTuple):
                 value = "no object"  # it is refused below
         if value is None or (value == 0 and self.field in ZERO_IS_NO_VALUE):
             return None
+        return self.in_range(value, collection, factor)
+
+    def in_range(self, value: Any, collection: str, factor: int) -> float:
+        """Return a value if it is a number in the range. Raises `RunError` if not."""
         low, high = self.low * factor, self.high * factor
         if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
             return value
@@ -680,6 +693,29 @@ def parse_day(text: object) -> date | None:
     return None
 
 
+def sleep_is_needed(daily_sleep: Sequence[Json], metrics: Sequence[Metric]) -> bool:
+    """Return whether a failed `sleep` fails the read.
+
+    In the guide, `daily_sleep` has the totals. Then `sleep` is only needed for other metrics. With
+    Oura API 2.0 it always is, if only for the sentence.
+    """
+    totals = [document.get(TOTAL_SLEEP.field) for document in daily_sleep]
+    others = [row for row in metrics if row.collection == "sleep" and row != TOTAL_SLEEP]
+    return not totals or None in totals or bool(others)
+
+
+def group_by_day(
+    found: Mapping[str, Sequence[Json]], days: Sequence[date]
+) -> Mapping[date, Documents]:
+    """Return the documents of each day. If a daily collection has several, the last one counts."""
+    by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
+    for name, documents in found.items():
+        for document in documents:
+            of_day = by_day[date.fromisoformat(document["day"])]
+            of_day[name] = [*of_day[name], document] if name == "sleep" else [document]
+    return by_day
+
+
 class Oura(Service):
     """The documents that Oura has for some days.
 
@@ -731,32 +767,19 @@ class Oura(Service):
             if isinstance(error, RunError) and error.fatal:
                 raise error
         found = {name: read.result() for name, read in reads.items() if name != "sleep"}
-        needed = {metric.collection for metric in metrics}
-        if "sleep" in needed:
+        needs_sleep = sleep_is_needed(found["daily_sleep"], metrics)
+        may_lack_it = not needs_sleep and reads["sleep"].exception()
+        found["sleep"] = [] if may_lack_it else reads["sleep"].result()
+        needed = {metric.collection for metric in metrics if needs_sleep or metric != TOTAL_SLEEP}
+        if any(metric.collection == "sleep" for metric in metrics):
             needed.add("daily_sleep")  # which tells `sessions_of_night` that today's is over
-        # In the guide, `daily_sleep` has the totals: then `sleep` is only needed for other metrics.
-        # With Oura API 2.0 it always is, if only for the sentence.
-        totals = [document.get(TOTAL_SLEEP.field) for document in found["daily_sleep"]]
-        others = [row for row in metrics if row.collection == "sleep" and row != TOTAL_SLEEP]
-        if totals and None not in totals and not others:
-            needed.discard("sleep")
-            found["sleep"] = [] if reads["sleep"].exception() else reads["sleep"].result()
-        else:
-            found["sleep"] = reads["sleep"].result()
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         if empty and any(found.values()) and len(days) > 1:
             # On some mornings, Oura leaves one collection empty (seen by users). A day that is sent
             # replaces what Petals has, so values would be deleted. (One day may really have none.)
             reason = f"Oura {' and '.join(empty)}: no document, unlike other collections"
             raise RunError(reason, "nothing is sent; the next run tries again")
-        by_day = {day: {name: list[Json]() for name in COLLECTIONS} for day in days}
-        for name, documents in found.items():
-            for document in documents:
-                of_day = by_day[date.fromisoformat(document["day"])][name]
-                if name != "sleep":  # if Oura has several, the last one is the newest
-                    of_day.clear()
-                of_day.append(document)
-        return by_day
+        return group_by_day(found, days)
 
     def read_pages(self, collection: str, days: Sequence[date]) -> list[Json]:
         """Return the documents of these days, from all pages of a collection. Raises `RunError`.
@@ -1079,7 +1102,8 @@ def log_in(client: httpx.Client, settings: Settings) -> int:
         sign_in.exchange(code, verifier)
         file = settings["OURA_TOKEN_FILE"]
         say(f"You are signed in. The sign-in renews itself; its tokens are in {file}.")
-        Oura(client, settings, personal_token="").read([date.today()], [])
+        # Without a metric, an empty collection is no failure.
+        Oura(client, settings, personal_token="").read([date.today()], metrics=[])
     say(f"Reading Oura works. Next, check both services: {settings.command('--check')}")
     if settings["OURA_TOKEN"]:
         logging.warning("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
@@ -1132,7 +1156,7 @@ def array_body(night: Night, metrics: Sequence[Metric]) -> list[Json]:
 
 
 def day_body(night: Night, metrics: Sequence[Metric]) -> Json:
-    """Return these metrics of a night as the observations of a day, with the sentence as note."""
+    """Return these metrics (at least one) of a night as a day, with the sentence as its note."""
     rows: list[Json] = []
     for metric in metrics:
         row = {"metricSlug": petals_slug(metric), "value": night.values[metric.slug]}
@@ -1196,8 +1220,8 @@ class Petals(Service):
         """Wait once for the list of metrics, for LIST_SECONDS, or do without it in this run.
 
         A failure proves nothing: for a new user the list can be a 500 until the first observation,
-        and it leaves out metrics that have none (measured with Petals 2.5.0). What refuses the key
-        here refuses the night, too.
+        and it leaves out metrics that have none (measured with Petals 2.5.0). A refused key is not
+        told here, since bulk tells it.
         """
         try:
             return self.list_request.result(LIST_SECONDS)
@@ -1370,7 +1394,7 @@ class Report:
         self.observations = 0
         self.without_data: list[date] = []
         self.problems: list[str] = []
-        self.failed_in_a_row = 0  # days
+        self.failed_in_a_row = 0  # days that Petals did not take
 
     def show_progress(self, text: str) -> None:
         """Replace the line that shows the progress of several days on a terminal."""
@@ -1384,7 +1408,7 @@ class Report:
             logging.error(problem)
 
     def add_empty_day(self, day: date) -> None:
-        """Show a day without data. It shows that Oura works."""
+        """Show a day without data. It ends a row of failed days."""
         self.failed_in_a_row = 0
         self.without_data.append(day)
         if self.shows_days:
@@ -1446,30 +1470,28 @@ class Report:
 
 
 class Waiter:
-    """What `--wait` does: at a limit, wait and ask the same question again."""
+    """What `--wait` does at a rate limit, or if a server cannot be reached: wait and go on."""
 
-    def __init__(self, report: Report, seconds: float) -> None:
-        self.report = report
-        self.seconds = seconds  # that it may still wait
+    def __init__(self, report: Report, may_wait: bool) -> None:
+        self.report, self.may_wait = report, may_wait
+        self.seconds_left = MAX_WAITING
         self.least = 1.0  # seconds that the next wait lasts at least
 
     def ask(self, question: Callable[..., T], *arguments: Any) -> T:
-        """Return the answer to a question, after as many waits as it takes. Raises `RunError`."""
+        """Return the answer to a question, asked again after each wait. Raises `RunError`."""
         while True:
             try:
                 answer = question(*arguments)
             except RequestError as error:
                 seconds = self.seconds_to_wait(error)
-                if seconds > self.seconds:
+                if not self.may_wait or seconds > self.seconds_left:
                     raise
                 self.report.show_waiting(error.reason, seconds)
             else:
                 self.least = 1.0
                 return answer
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            sleep(seconds)
-            signal.setitimer(signal.ITIMER_REAL, self.report.seconds)  # all of `time_limit` again
-            self.seconds -= seconds
+            sleep_outside_time_limit(seconds, self.report.seconds)
+            self.seconds_left -= seconds
             self.least = 30.0  # for the case that this was not enough
 
     def seconds_to_wait(self, error: RequestError) -> float:
@@ -1518,7 +1540,7 @@ def send_night(report: Report, waiter: Waiter, petals: Petals, night: Night) -> 
 
 def push(report: Report, oura: Oura, petals: Petals, metrics: Sequence[Metric]) -> int:
     """Send the days, say how it ended, and return the exit code."""
-    waiter = Waiter(report, MAX_WAITING if report.options.wait else 0)
+    waiter = Waiter(report, report.options.wait)
     try:
         for days in years(report.days):
             report.show_progress(f"reading {span(days)}")
@@ -1540,7 +1562,7 @@ def print_observations(report: Report, oura: Oura, metrics: Sequence[Metric]) ->
     Which form a server takes is not asked. One of today gets `day_body` instead.
     """
     rows: list[Json] = []
-    waiter = Waiter(report, 0)  # since its line would be among the observations
+    waiter = Waiter(report, may_wait=False)  # or its line would be among the observations
     for days in years(report.days):
         for night in read_nights(report, waiter, oura, days, metrics):
             rows += array_body(night, [METRICS[slug] for slug in night.values])
@@ -1638,7 +1660,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the day on which the night ended: YYYY-MM-DD, today or yesterday (the default)")
     add("--days", metavar="N", type=int, default=1,
         help=f"the last N days up to --date, from 1 (the default) to {MAX_DAYS}")
-    add("--wait", action="store_true", help="at a rate limit, wait and go on, for up to 24 hours")
+    add("--wait", action="store_true",
+        help="at a rate limit, or if a server cannot be reached, wait and go on, up to 24 hours")
     add("--env-file", metavar="FILE", type=Path, help="read the settings from FILE, not from .env")
     add_mode("--login", action="store_true", help="sign in with Oura, once")
     add_mode("--check", action="store_true", help="check both services; nothing is sent")
