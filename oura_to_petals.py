@@ -230,7 +230,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         problem = f"{path} cannot be parsed at line {line.original.line}"
         if re.search(r"=\s*['\"]", line.original.string):
             raise SettingsError(f"{problem}: see whether each quotation mark is closed")
-        logging.warning(problem)
+        logging.warning(f"{problem}: write NAME=value")
     return values
 
 

@@ -156,7 +156,7 @@ class TestEnvFile:
     def test_a_line_that_makes_no_sense_is_named(self, no_keys, beside, text, line):
         write(beside, text + BOTH)
         ended = no_keys.run()
-        expected = f"{beside} cannot be parsed at line {line}"
+        expected = f"{beside} cannot be parsed at line {line}: write NAME=value"
         assert (ended.code, ended.problems) == (0, [expected])
 
     @pytest.mark.parametrize("value", ['"all', "'all", '"all\\"', '"all" more'])
