@@ -5,29 +5,31 @@ import shutil
 import signal
 import ssl
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import fakes
 import httpx
 import pytest
 import respx
-from fakes import (
-    DAY,
-    KEY,
-    SCRIPT,
-    TOKEN,
-    ArrayPetals,
-    Cron,
-    Oura,
-    Petals,
-    World,
-    daily_sleep,
-    hanging_ends,
-)
+from fakes import Cron, World, hanging_ends
 
 import oura_to_petals
 
 CONTEXT = ssl.create_default_context()
+
+
+@contextmanager
+def new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the script finds when it starts, in a process of its own."""
+    monkeypatch.setattr(oura_to_petals, "SECRETS", set())
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda: CONTEXT)  # one for all tests
+    # Signals may be ignored where the tests are started.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    hanging_ends.clear()
+    yield
+    hanging_ends.set()
 
 
 @pytest.fixture(autouse=True)
@@ -42,26 +44,15 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.chdir(home)
     monkeypatch.setattr(oura_to_petals, "SCRIPT", tmp_path / "beside" / "oura_to_petals.py")
-    monkeypatch.setattr(oura_to_petals, "SECRETS", set())
-    monkeypatch.setattr(httpx, "create_ssl_context", lambda: CONTEXT)  # one for all tests
-    # A pool of its own, since a run that was given up keeps its threads.
-    blocked = oura_to_petals.BLOCKED
-    threads = ThreadPoolExecutor(4, initializer=signal.pthread_sigmask, initargs=blocked)
-    monkeypatch.setattr(oura_to_petals, "THREADS", threads)
-    # Signals may be ignored where the tests are started.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    hanging_ends.clear()
-    yield home
-    hanging_ends.set()
-    threads.shutdown()
+    with new_process(monkeypatch):
+        yield home
 
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """A personal access token and a key for Petals."""
-    monkeypatch.setenv("OURA_TOKEN", TOKEN)
-    monkeypatch.setenv("PETALS_API_KEY", KEY)
+    monkeypatch.setenv("OURA_TOKEN", fakes.TOKEN)
+    monkeypatch.setenv("PETALS_API_KEY", fakes.KEY)
 
 
 @pytest.fixture
@@ -72,14 +63,12 @@ def world(
     waited: list[float] = []
     monkeypatch.setattr(oura_to_petals, "sleep", waited.append)
     with respx.mock(assert_all_called=False) as router:
-        world = World(Oura(), Petals(), router, capsys, waited)
+        world = World(fakes.Oura(), fakes.Petals(), router, capsys, waited)
         router.route(host="api.ouraring.com").mock(side_effect=world.oura)
         router.route(host="moi.ouraring.com").mock(side_effect=world.oura)
         router.route(host="petals.chat").mock(side_effect=lambda request: world.petals(request))
         yield world
-        # As long as the routes are there, since a thread may ask for the list after the run.
-        hanging_ends.set()
-        oura_to_petals.THREADS.shutdown()
+        hanging_ends.set()  # as long as the routes are there
 
 
 @pytest.fixture
@@ -92,8 +81,8 @@ def week(world: World) -> World:
 @pytest.fixture
 def array_world(world: World) -> World:
     """An array server, and an Oura with the total in `daily_sleep` and without `sleep`."""
-    world.petals = ArrayPetals()
-    world.oura.collections["daily_sleep"] = [daily_sleep(DAY, total_sleep_duration=25_920)]
+    world.petals = fakes.ArrayPetals()
+    world.oura.collections["daily_sleep"] = [fakes.daily_sleep(total_sleep_duration=25_920)]
     world.oura.collections["sleep"] = None
     return world
 
@@ -103,4 +92,4 @@ def cron(tmp_path: Path, home: Path) -> Cron:
     """A copy of the script in a folder of its own, whose name has a space."""
     folder = tmp_path / "my scripts"
     folder.mkdir()
-    return Cron(Path(shutil.copy(SCRIPT, folder)), home)
+    return Cron(Path(shutil.copy(fakes.SCRIPT, folder)), home)

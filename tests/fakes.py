@@ -1,7 +1,4 @@
-"""Fake servers that behave as Oura and Petals were measured, and what all tests share.
-
-A fake server is a function from request to response, so respx and `local_server` can both use it.
-"""
+"""Fake servers that behave as Oura and Petals were measured, and what all tests share."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,28 +67,16 @@ def well(_: httpx.Request) -> None:
 
 def readiness(day: object = DAY, score: Any = 82, hrv_balance: Any = 77, **more: Any) -> dict:
     """A `PublicDailyReadiness`."""
-    return {
-        "id": f"readiness-{day}",
-        "contributors": {"hrv_balance": hrv_balance, "previous_night": None},
-        "day": str(day),
-        "score": score,
-        "temperature_deviation": -0.1,
-        "temperature_trend_deviation": 0.02,
-        "timestamp": f"{day}T00:00:00+00:00",
-        **more,
-    }
+    contributors = {"hrv_balance": hrv_balance, "previous_night": None}
+    scores = {"score": score, "contributors": contributors, "temperature_deviation": -0.1}
+    return {"id": f"readiness-{day}", "day": str(day), **scores, **more}
 
 
 def daily_sleep(day: object = DAY, score: Any = 85, **more: Any) -> dict:
     """A `PublicDailySleep`: it has a score of the total sleep, and no time."""
-    return {
-        "id": f"daily-sleep-{day}",
-        "contributors": {"deep_sleep": 97, "efficiency": 91, "total_sleep": 88},
-        "day": str(day),
-        "score": score,
-        "timestamp": f"{day}T00:00:00+00:00",
-        **more,
-    }
+    contributors = {"deep_sleep": 97, "efficiency": 91, "total_sleep": 88}
+    scores = {"score": score, "contributors": contributors}
+    return {"id": f"daily-sleep-{day}", "day": str(day), **scores, **more}
 
 
 def session(
@@ -98,22 +84,14 @@ def session(
 ) -> dict:
     """A `PublicModifiedSleepModel`."""
     return {
-        "id": f"sleep-{day}-{type}-{seconds}",
-        "average_breath": 14.5,
-        "average_hrv": 54,
-        "bedtime_end": f"{day}T07:00:00+02:00",
-        "bedtime_start": f"{day}T00:00:00+02:00",
-        "day": str(day),
-        "deep_sleep_duration": 5400,
-        "efficiency": 91,
+        "id": f"sleep-{day}-{type}-{seconds}", "day": str(day), "type": type,
+        "bedtime_start": f"{day}T00:00:00+02:00", "bedtime_end": f"{day}T07:00:00+02:00",
+        "total_sleep_duration": seconds, "deep_sleep_duration": 5400,
+        "light_sleep_duration": 14_400, "rem_sleep_duration": 6120, "efficiency": 91,
+        "average_hrv": 54, "lowest_heart_rate": 48, "average_breath": 14.5,
         "hrv": {"interval": 300, "items": [50, 58], "timestamp": f"{day}T00:00:00+02:00"},
-        "light_sleep_duration": 14_400,
-        "lowest_heart_rate": 48,
-        "rem_sleep_duration": 6120,
-        "total_sleep_duration": seconds,
-        "type": type,
         **more,
-    }
+    }  # fmt: skip
 
 
 # --- Servers -----------------------------------------------------------------------------------
@@ -126,27 +104,17 @@ def hang(*_: object) -> None:
     hanging_ends.wait(60)
 
 
-def hang_until(number: int) -> None:
-    """Do not answer, and send a signal to the run that waits for the answer."""
+def ctrl_c(*_: object) -> None:
+    """Press Ctrl-C while the server does not answer."""
     if threading.current_thread() is not threading.main_thread():
         # Python sees a signal late that comes just before the run begins to wait.
         hanging_ends.wait(0.1)
-    signal.pthread_kill(threading.main_thread().ident or 0, number)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     hang()
 
 
-def time_runs_out(*_: object) -> None:
-    """Reach the time limit while the server does not answer."""
-    hang_until(signal.SIGALRM)
-
-
-def ctrl_c(*_: object) -> None:
-    """Press Ctrl-C while the server does not answer."""
-    hang_until(signal.SIGINT)
-
-
 class FakeServer:
-    """A server that keeps its requests and fails on demand."""
+    """A server that keeps its requests and fails on demand, else does what `answer` says."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -176,17 +144,11 @@ class FakeServer:
         with_fault = fault(request) if fault else None
         return with_fault or self.answer(request)
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        raise NotImplementedError
-
 
 class Oura(FakeServer):
-    """The three collections, and the addresses of the sign-in.
+    """The three collections, and the addresses of the sign-in."""
 
-    `window` is the meaning of `start_date` and `end_date`. Users measured three of them.
-    """
-
-    WINDOWS = {
+    WINDOWS = {  # the meanings of `start_date` and `end_date`, as users measured them
         "closed": lambda start, day, end: start <= day <= end,
         "start exclusive": lambda start, day, end: start < day <= end,
         "end exclusive": lambda start, day, end: start <= day < end,
@@ -194,23 +156,16 @@ class Oura(FakeServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = {TOKEN}
-        self.window = "closed"
-        self.page = 1000  # documents
-        self.collections: dict[str, list[dict] | None] = {
-            "daily_readiness": [readiness()],
-            "daily_sleep": [daily_sleep()],
-            "sleep": [session()],
-        }
-        self.refresh_token = "refresh-1"
-        self.code = "the-code"
+        self.fill(1)
+        self.window, self.page = "closed", 1000  # documents
+        self.tokens, self.refresh_token, self.code = {TOKEN}, "refresh-1", "the-code"
         self.scope: str | None = "extapi:daily"
         self.challenge = ""  # checked if a browser asked for the authorization
 
     def fill(self, days: int, last: date = DAY) -> None:
         """Have a night for each of these days, the newest first."""
         every = [last - timedelta(days=n) for n in range(days)]
-        self.collections = {
+        self.collections: dict[str, list[dict] | None] = {
             "daily_readiness": [readiness(day) for day in every],
             "daily_sleep": [daily_sleep(day) for day in every],
             "sleep": [session(day) for day in every],
@@ -228,8 +183,7 @@ class Oura(FakeServer):
     def authorize(self, address: str) -> str:
         """Agree in the browser; return the address to which it is redirected."""
         params = httpx.URL(address).params
-        assert params["response_type"] == "code"
-        assert params["code_challenge_method"] == "S256"
+        assert (params["response_type"], params["code_challenge_method"]) == ("code", "S256")
         self.challenge = params["code_challenge"]
         answers = {"code": self.code, "scope": self.scope or "", "state": params["state"]}
         return str(httpx.URL(params["redirect_uri"], params=answers))
@@ -244,12 +198,10 @@ class Oura(FakeServer):
             return answer(404, detail="Not Found")
         asked = request.url.params
         inside = self.WINDOWS[self.window]
-        found = [
-            one
-            for one in documents
-            if len(str(one.get("day"))) != 10
-            or inside(asked["start_date"], str(one["day"]), asked["end_date"])
-        ]
+        span, found = (asked["start_date"], asked["end_date"]), []
+        for one in documents:
+            if len(day := str(one.get("day"))) != 10 or inside(span[0], day, span[1]):
+                found.append(one)
         if "fields" in asked:
             names = {"id", *asked["fields"].split(",")}
             found = [{key: one[key] for key in one if key in names} for one in found]
@@ -259,16 +211,13 @@ class Oura(FakeServer):
         body = json.dumps({"data": found[start:end], "next_token": more})
         return httpx.Response(200, text=body, headers={"Content-Type": "application/json"})
 
-    def fits_challenge(self, verifier: str) -> bool:
-        digest = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
-        return self.challenge in ("", digest.decode().rstrip("="))
-
     def give_tokens(self, form: dict[str, str]) -> httpx.Response:
         with self.lock:
             good = form.get("client_id") == "the-client" and form.get("client_secret") == "s3cret"
             if form["grant_type"] == "authorization_code":
-                good = good and form["code"] == self.code
-                good = good and self.fits_challenge(form["code_verifier"])
+                digest = hashlib.sha256(form["code_verifier"].encode()).digest()
+                challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+                good = good and form["code"] == self.code and self.challenge in ("", challenge)
                 self.code = "spent"
             else:
                 good = good and form["refresh_token"] == self.refresh_token
@@ -277,26 +226,28 @@ class Oura(FakeServer):
             number = int(self.refresh_token.removeprefix("refresh-")) + 1
             self.refresh_token = f"refresh-{number}"
             self.tokens = {f"access-{number}"}
-            given = {
-                "access_token": f"access-{number}",
-                "refresh_token": self.refresh_token,
-                "expires_in": 86_400,
-                "token_type": "bearer",
-            }
-            return answer(200, **given, **({} if self.scope is None else {"scope": self.scope}))
+            given = {"access_token": f"access-{number}", "refresh_token": self.refresh_token}
+            scope = {} if self.scope is None else {"scope": self.scope}
+            return answer(200, **given, expires_in=86_400, token_type="bearer", **scope)
 
 
 class PetalsServer(FakeServer):
-    """What both kinds of Petals have in common: the key."""
+    """What both kinds of Petals have in common: the key, and `rows`."""
+
+    @property
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """The values by day and slug."""
+        found: dict[str, dict[str, Any]] = defaultdict(dict)
+        for row in self.rows:
+            slug = row["metric"]["slug"] if "metric" in row else row["metricSlug"]
+            found[row["occurredAt"][:10]][slug] = row["value"]
+        return dict(found)
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         if request.headers.get("x-api-key") != KEY:
             return answer(401, message="Invalid API key")
         path = request.url.path.removeprefix("/api/memory/metrics/")
         return self.answer_key(path, json.loads(request.content))
-
-    def answer_key(self, path: str, body: Any) -> httpx.Response:
-        raise NotImplementedError
 
 
 class Petals(PetalsServer):
@@ -306,12 +257,12 @@ class Petals(PetalsServer):
     """
 
     KNOWN = tuple(VALUES)
+    wrong_form = 500  # what a body in another form is answered; 400 by version 2.5.0
 
     def __init__(self, known: tuple[str, ...] = KNOWN, lists_all: bool = True) -> None:
         super().__init__()
         self.lists_all = lists_all
-        self.metrics: dict[str, dict[str, Any]] = {}
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.metrics, self.ranges = {}, {}  # by slug
         self.by_source: dict[str, list[dict]] = {}
         self.singles: list[dict] = []  # stored by the single endpoint, for good
         self.similar: dict[str, str] = {}  # slugs whose values are filed under another metric
@@ -329,14 +280,6 @@ class Petals(PetalsServer):
         return [*self.singles, *(row for rows in self.by_source.values() for row in rows)]
 
     @property
-    def stored(self) -> dict[str, dict[str, Any]]:
-        """The values by day and slug."""
-        found: dict[str, dict[str, Any]] = defaultdict(dict)
-        for row in self.rows:
-            found[row["occurredAt"][:10]][row["metricSlug"]] = row["value"]
-        return dict(found)
-
-    @property
     def notes(self) -> list[str]:
         return [row["note"] for row in self.rows if "note" in row]
 
@@ -347,24 +290,21 @@ class Petals(PetalsServer):
 
     @property
     def pushed(self) -> list[str]:
-        """The days that bulk was sent, in order."""
-        return [body["sourceExternalId"].removeprefix("oura_") for body in self.sent(BULK)]
+        """The days that bulk was sent in today's form, in order."""
+        bodies = [body for body in self.sent(BULK) if isinstance(body, dict)]
+        return [body["sourceExternalId"].removeprefix("oura_") for body in bodies]
 
     def answer_key(self, path: str, body: Any) -> httpx.Response:
-        routes = {
-            "list": lambda _: answer(200, metrics=self.listed),
-            "observations": self.single,
-            "observations/bulk": self.bulk,
-        }
-        return routes[path](body)
+        if path == "list":
+            return answer(200, metrics=self.listed)
+        return self.single(body) if path == "observations" else self.bulk(body)
 
     @property
     def listed(self) -> list[dict[str, Any]]:
         entries = []
         for slug, metric in self.metrics.items():
             days = [row["occurredAt"] for row in self.rows if row["metricSlug"] == slug]
-            latest = max(days, default=None)
-            stats = {"observationCount": len(days), "latestAt": latest}
+            stats = {"observationCount": len(days), "latestAt": max(days, default=None)}
             if days or self.lists_all:
                 entries.append({**metric, "aggregationHint": "avg", "stats": stats})
         return entries
@@ -377,11 +317,11 @@ class Petals(PetalsServer):
     def bulk(self, body: Any) -> httpx.Response:
         """Delete what is stored under the id, then store the rows."""
         if not isinstance(body, dict) or not body.get("observations"):
-            return httpx.Response(500, text="500 Server Error")
+            return answer(self.wrong_form, message="expected object")
         rows, errors = [], []
         for index, row in enumerate(body["observations"]):
             if set(row) - {"metricSlug", "value", "occurredAt", "note"} or not fits(row):
-                return httpx.Response(500, text="500 Server Error")
+                return answer(self.wrong_form, message="wrong row")
             if row["metricSlug"] not in self.metrics:
                 error = {"code": "DEFINITION_NOT_FOUND", "message": "No such metric"}
                 errors.append({"index": index, **error})
@@ -400,11 +340,10 @@ class Petals(PetalsServer):
         metric = body["metric"]
         row = {key: body[key] for key in ("value", "occurredAt", "note") if key in body}
         slug = self.similar.get(metric["slug"], metric["slug"])
-        of_form = fits({"metricSlug": slug, **row})
-        if not of_form or not metric["description"] or not metric["label"]:
-            return httpx.Response(500, text="500 Server Error")
-        created = slug not in self.metrics
-        if created:
+        words = metric["description"] and metric["label"]
+        if not words or not fits({"metricSlug": slug, **row}):
+            return answer(self.wrong_form, message="wrong proposal")
+        if created := slug not in self.metrics:
             self.during_write()
             with self.lock:
                 if slug in self.metrics:
@@ -421,27 +360,15 @@ class Petals(PetalsServer):
 
 
 class ArrayPetals(PetalsServer):
-    """An array server, as in Petals' published guide.
-
-    It has no list of metrics, and takes an array of observations with the metric inside.
-    """
+    """A server of the guide: no list of metrics, and an array with the metric in each row."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[dict] = []
 
-    @property
-    def stored(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = defaultdict(dict)
-        for row in self.rows:
-            found[row["occurredAt"][:10]][row["metric"]["slug"]] = row["value"]
-        return dict(found)
-
     def answer_key(self, path: str, body: Any) -> httpx.Response:
-        if path != "observations/bulk":
-            return httpx.Response(404)
-        if not isinstance(body, list):
-            return httpx.Response(400)
+        if path != "observations/bulk" or not isinstance(body, list):
+            return httpx.Response(400 if path == "observations/bulk" else 404)
         self.rows += body
         return answer(202, jobId="job-1")
 
@@ -484,13 +411,8 @@ def local_server(*servers: FakeServer, delay: float = 0) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            """Ignore clients that close the connection."""
-
-    server = Server(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # ignore clients that close the connection
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -509,6 +431,12 @@ class Ended:
     code: int
     out: str
     err: str
+
+    @property
+    def command(self) -> list[str]:
+        """The options of the command that the run gave to go on with."""
+        (line,) = [line for line in self.problems if " --date " in line and " --days " in line]
+        return shlex.split(line[line.index("--date") :])
 
     @property
     def problems(self) -> list[str]:
@@ -548,7 +476,7 @@ class Cron:
     home: Path
 
     def start(self, *argv: str, **env: str) -> subprocess.Popen[str]:
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", **env}
         command = [sys.executable, str(self.script), *argv]
         return subprocess.Popen(command, env=environment, cwd=self.home, text=True, **pipes)

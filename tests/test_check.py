@@ -2,158 +2,149 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 
 import httpx
 import pytest
-from fakes import (
-    BULK,
-    DAILY_SLEEP,
-    LIST,
-    READS,
-    SINGLE,
-    ArrayPetals,
-    Ended,
-    Petals,
-    answer,
-    session,
-    time_runs_out,
-)
 
-OURA = "Oura: reading works with OURA_TOKEN; latest night: none yet.\n"
-PETALS = "Petals: the key is accepted; 0 of 3 metrics have observations; latest observation: "
-PETALS += "none yet.\n"
+# isort: off
+from fakes import BULK, DAILY_SLEEP, LIST, SINGLE
+from fakes import ArrayPetals, Ended, Petals, answer, session
+
+GONE = httpx.ConnectError("[Errno -3] Temporary failure in name resolution")
 SLOW = httpx.ReadTimeout("The read timed out")
-NEW = "with a new account, this can be so until the first push"
+TODAY, YESTERDAY = date.today(), date.today() - timedelta(days=1)
+PAGE = httpx.Response(200, html="<html><h1>Welcome</h1></html>")
 
 
 def check(world, *options):
-    return world.run("--check", *options, day=None)
-
-
-def days_ago(days):
-    return date.today() - timedelta(days=days)
+    """Run `--check`; return its exit code, and what it says of each service, works or fails."""
+    ended = world.run("--check", *options, day=None)
+    works = {line.split(":")[0]: line for line in ended.out.splitlines()}
+    fails = {re.search("Oura|Petals", problem)[0]: problem for problem in ended.problems}
+    assert sorted([*works, *fails]) == ["Oura", "Petals"], ended
+    assert world.petals.sent(SINGLE) == []
+    assert [body for body in world.petals.sent(BULK) if body] == []  # nothing is stored
+    return ended.code, works, fails
 
 
 @pytest.mark.parametrize("lists_all", [True, False], ids=["lists all", "lists some"])
 def test_both_services_work(world, lists_all):
-    world.oura.fill(3, last=days_ago(1))
+    world.oura.fill(3, last=YESTERDAY)
     world.petals = Petals((*Petals.KNOWN, "mood"), lists_all=lists_all)
     for slug, day in [("oura_hrv", 9), ("oura_hrv", 10), ("oura_readiness", 8), ("mood", 30)]:
         row = {"metricSlug": slug, "value": 5, "occurredAt": f"2026-06-{day:02}T00:00:00.000Z"}
         world.petals.singles.append(row)
-    oura = OURA.replace("none yet", str(days_ago(1)))
-    petals = PETALS.replace("0 of 3", "2 of 3").replace("none yet", "2026-06-10")
-    assert check(world) == Ended(0, oura + petals, "")
+    code, works, _ = check(world)
+    assert (code, len(works)) == (0, 2)
+    assert all(word in works["Oura"] for word in ("OURA_TOKEN", str(YESTERDAY)))
+    assert all(word in works["Petals"] for word in ("2 of 3", "2026-06-10"))
     assert {request.method for request in world.oura.requests} == {"GET"}
-    starts = {request.url.params["start_date"] for request in world.oura.requests}
-    assert starts == {str(days_ago(8))}  # two days more than the seven
     assert [request.url.path for request in world.petals.requests] == [LIST]
-    assert check(world, "--quiet") == Ended(0, "", "")
+    assert world.run("--check", "--quiet", day=None) == Ended(0, "", "")
 
 
-def test_metrics_without_observations_are_not_counted(world):
-    world.petals = Petals(known=("oura_hrv", "mood"))
-    entries = [
-        5,
-        {},
-        {"slug": ["x"]},
-        {"slug": "oura_hrv", "stats": None},
-        {"slug": "oura_readiness"},
-    ]
-    world.petals.fail(LIST, answer(200, metrics=entries))
-    assert check(world) == check(world) == Ended(0, OURA + PETALS, "")
+def test_no_night_and_no_observation_yet(world):
+    strange = [5, {}, {"slug": ["x"]}, {"slug": "oura_hrv", "stats": None}, {"slug": "oura_hrv"}]
+    world.petals.fail(LIST, answer(200, metrics=strange))
+    for _ in range(2):
+        code, works, _ = check(world)
+        assert (code, "0 of 3" in works["Petals"]) == (0, True)
+        assert "latest night: none in the last 7 days" in works["Oura"]
 
 
-def test_array_server_has_no_list(world):
-    world.petals = ArrayPetals()
-    petals = "either this server has no list of metrics, or PETALS_HOST is wrong; the first push "
-    petals += "shows which, and whether it accepts the key."
-    assert check(world) == Ended(0, f"{OURA}Petals: {petals}\n", "")
+@pytest.mark.parametrize("other_fails", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "service", "name"),
+    [
+        ({"OURA_TOKEN": ""}, "Oura", "OURA_CLIENT_ID"),
+        ({"OURA_TOKEN": "", "OURA_CLIENT_ID": "i", "OURA_CLIENT_SECRET": "s"}, "Oura", "--login"),
+        ({"OURA_HOST": "http://x.example"}, "Oura", "OURA_HOST"),
+        ({"PETALS_API_KEY": ""}, "Petals", "PETALS_API_KEY"),
+        ({"PETALS_API_KEY": "sk-1"}, "Petals", "PETALS_API_KEY"),
+    ],
+)
+def test_a_setting_that_is_seen_to_be_wrong_is_exit_2(
+    world, monkeypatch, settings, service, name, other_fails
+):
+    for setting, value in settings.items():
+        monkeypatch.setenv(setting, value)
+    if other_fails:
+        world.oura.fail(DAILY_SLEEP, answer(400), times=9)
+        world.petals.fail(LIST, answer(400), times=9)
+    code, works, fails = check(world)
+    assert (code, len(works), name in fails[service]) == (2, 0 if other_fails else 1, True)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message", "works"),
+    ("fault", "tries", "said"),
     [
-        ("OURA_TOKEN", "", "Oura: not set: OURA_CLIENT_ID, OURA_CLIENT_SECRET; put ", PETALS),
-        ("PETALS_API_KEY", "", "Petals: not set: PETALS_API_KEY; put what is missing ", OURA),
-        ("PETALS_API_KEY", "sk-1", "Petals: PETALS_API_KEY does not begin with petals-", OURA),
+        (answer(500), 4, ["500", "new account", "--date today"]),
+        (answer(503), 4, ["503"]),
+        (answer(400), 1, ["400", "PETALS_HOST"]),
+        *((answer(401), 1, ["401", "PETALS_API_KEY"]), (answer(429), 4, ["429"])),
+        (SLOW, 2, ["no answer", "PETALS_HOST"]),
+        (PAGE, 1, ["200", "PETALS_HOST"]),
+        (answer(200, ok=True), 1, ["PETALS_HOST"]),
     ],
-    ids=["no sign-in", "no key", "another key"],
 )
-def test_wrong_setting_leaves_the_other_service(world, monkeypatch, name, value, message, works):
-    monkeypatch.setenv(name, value)
-    ended = check(world)
-    assert (ended.code, ended.out, len(ended.problems)) == (1, works, 1)
-    assert ended.problems[0].startswith(message)
+def test_a_list_that_fails_is_exit_1(world, fault, tries, said):
+    world.petals.fail(LIST, fault, times=9)
+    code, works, fails = check(world, "--wait")
+    assert (code, [*works], len(world.petals.asked(LIST))) == (1, ["Oura"], tries)
+    assert [word for word in said if word not in fails["Petals"]] == []
+    assert "new account" in said or "new account" not in fails["Petals"]
 
 
-def test_each_failure_is_one_line_without_a_date(world):
-    for path in READS:
-        world.oura.fail(path, httpx.Response(403))
-    world.petals.fail(LIST, httpx.Response(401))
-    ended = check(world)
-    assert (ended.code, ended.out) == (1, "")
-    oura, petals = ended.problems
-    assert oura.startswith("Oura: ")
-    assert " answered 403; the Oura membership has lapsed or OURA_TOKEN from the " in oura
-    assert petals.startswith("Petals: list answered 401; check PETALS_API_KEY from the env")
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        (httpx.Response(500), f"list answered 500 (4 tries); try again later; {NEW}"),
-        (httpx.Response(503), "list answered 503 (4 tries); try again later"),
-        (SLOW, f"list: the request failed: {SLOW} (4 tries); check the network and PETALS_HOST"),
-        (
-            httpx.ConnectError("refused"),
-            "could not reach Petals: refused (6 tries); check the network and PETALS_HOST",
-        ),
-        (httpx.Response(400), "list answered 400; check PETALS_HOST"),
-        (
-            answer(200, jobId="job-1"),
-            "list answered as if it were sent observations; the first push shows whether it "
-            "accepts them",
-        ),
-    ],
-    ids=["500", "503", "time-out", "no connection", "400", "a job"],
-)
-def test_list_that_fails_is_a_failure(world, fault, message):
-    world.petals.fail(LIST, fault, times=6)
-    prefix = "" if message.startswith("could not reach") else "Petals: "
-    assert check(world) == Ended(1, OURA, f"oura_to_petals: {prefix}{message}\n")
-    assert world.petals.sent(SINGLE) == world.petals.sent(BULK) == []
-
-
-def test_failed_read_is_a_failure(world):
-    world.oura.fail(DAILY_SLEEP, httpx.Response(400))
-    failed = "oura_to_petals: Oura: daily_sleep answered 400; check OURA_HOST\n"
-    assert check(world) == Ended(1, PETALS, failed)
-
-
-def test_impossible_value_of_the_week_is_a_failure(world):
-    world.oura.fill(7, last=days_ago(0))
+def test_a_read_that_fails_is_exit_1(world):
+    world.oura.fail(DAILY_SLEEP, answer(400))
+    code, works, fails = check(world)
+    assert (code, [*works], "400" in fails["Oura"]) == (1, ["Petals"], True)
+    world.oura.collections["daily_readiness"] = []
+    world.oura.collections["sleep"] = [session(day) for day in (TODAY, YESTERDAY)]
+    assert check(world)[0] == 1  # two nights, and no document of other collections
+    world.oura.fill(7, last=TODAY)
     world.oura.collections["daily_readiness"][6]["score"] = 101
-    ended = check(world)
-    assert (ended.code, ended.out, len(ended.problems)) == (1, PETALS, 1)
-    assert ended.problems[0].startswith("Oura: daily_readiness score is not a number from 0 to 100")
+    assert check(world)[0] == 1
 
 
-def test_empty_collection_of_the_week_is_a_failure(world):
-    world.oura.empty()
-    world.oura.collections["sleep"] = [session(days_ago(1))]
-    ended = check(world)
-    assert (ended.code, ended.out, len(ended.problems)) == (1, PETALS, 1)
-    assert ended.problems[0].startswith("Oura: daily_readiness and daily_sleep: no document, ")
+def test_two_services_that_are_out_of_reach_take_ten_seconds_each(world):
+    world.petals.fail(LIST, GONE, times=9)
+    world.oura.fail(DAILY_SLEEP, GONE, times=9)
+    assert check(world)[:2] == (1, {})
+    assert world.waited == [1, 2, 4] * 2
+    assert [len(world.oura.asked(DAILY_SLEEP)), len(world.petals.asked(LIST))] == [4, 4]
 
 
+@pytest.mark.parametrize("listed", [answer(404), answer(405), answer(202, jobId="job-1")])
 @pytest.mark.parametrize(
-    ("path", "name", "works"), [(DAILY_SLEEP, "Oura", PETALS), (LIST, "Petals", OURA)]
-)
-def test_each_service_has_its_own_time(world, path, name, works):
-    server = world.oura if name == "Oura" else world.petals
-    server.fail(path, time_runs_out)
-    what = f"{name} {path.rpartition('/')[2]}"
-    problem = f"oura_to_petals: no answer from {what} within 115 seconds\n"
-    assert check(world) == Ended(1, works, problem)
+    ("bulk", "code", "said"),
+    [
+        *((answer(status), 0, "key") for status in (400, 422, 500)),
+        (answer(202, jobId="job-1"), 0, "key"),
+        *((answer(status), 1, "PETALS_API_KEY") for status in (401, 403)),
+        *((answer(status), 1, str(status)) for status in (301, 409, 429, 502)),
+        *((answer(status), 1, "PETALS_HOST is wrong") for status in (404, 405)),
+        *((answer(200, jobId=job, errors=["no"]), 1, "PETALS_HOST") for job in ("", "job-1")),
+        *((other, 1, "PETALS_HOST") for other in (answer(202, jobId=""), answer(202), PAGE)),
+    ],
+)  # fmt: skip
+def test_an_empty_array_tells_a_server_of_the_guide_from_a_wrong_address(
+    world, listed, bulk, code, said
+):
+    world.petals = ArrayPetals()
+    world.petals.fail(LIST, listed)
+    world.petals.fail(BULK, bulk, times=9)
+    ended_with, works, fails = check(world)
+    assert (ended_with, "Petals" in works) == (code, code == 0)
+    assert said in {**works, **fails}["Petals"]
+    assert world.petals.sent(BULK)[0] == []
+    assert world.petals.rows == []
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_front_that_hides_the_list_looks_like_a_server_of_the_guide(world, status):
+    world.petals.fail(LIST, answer(404))
+    world.petals.wrong_form = status
+    assert check(world)[0] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import builtins
 import datetime
@@ -23,7 +22,6 @@ from fakes import (
     DAY,
     KEY,
     LIST,
-    PUSHED,
     SCRIPT,
     SLEEP,
     TOKEN,
@@ -46,33 +44,30 @@ FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
 
 
-class Served:
-    """Both services on a local port, and the settings for them."""
-
-    def __init__(self):
-        self.oura, self.petals = Oura(), Petals()
-        self.env = {"OURA_TOKEN": TOKEN, "PETALS_API_KEY": KEY}
-
-    def write_env_file(self, path):
-        path.touch(0o600)
-        path.write_text("".join(f"{name}={value}\n" for name, value in self.env.items()))
-        return path
-
-
 @pytest.fixture
 def served():
-    served = Served()
-    with local_server(served.oura, served.petals) as host:
-        served.env |= {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
-        yield served
+    """Both services on a local port, and the settings for them."""
+    oura, petals = Oura(), Petals()
+    with local_server(oura, petals) as host:
+        env = {"OURA_TOKEN": TOKEN, "PETALS_API_KEY": KEY}
+        env |= {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
+        yield types.SimpleNamespace(oura=oura, petals=petals, env=env)
 
 
-def test_a_night_is_sent_as_by_cron(cron, served):
-    served.write_env_file(cron.script.with_name(".env"))
-    assert cron.run("--date", str(DAY)) == Ended(0, PUSHED, "")
-    assert served.petals.stored_once()
-    assert len(served.oura.requests) == 3
-    assert len(served.petals.requests) == 2
+def write_env_file(path, env):
+    path.touch(0o600)
+    path.write_text("".join(f"{name}={value}\n" for name, value in env.items()))
+
+
+def test_the_line_of_the_crontab_sends_last_night(cron, served):
+    write_env_file(cron.script.with_name(".env"), served.env)
+    today = datetime.date.today()
+    served.oura.fill(9, today)
+    assert cron.run("--date", "today", "--days", "7", "--quiet") == Ended(0, "", "")
+    assert served.petals.stored == {before(n, today): VALUES for n in range(7)}
+    served.oura.fill(9, today - datetime.timedelta(days=1))  # before the ring has synced
+    assert cron.run("--date", "today", "--days", "7", "--quiet") == Ended(0, "", "")
+    assert (len(served.oura.requests), len(served.petals.requests)) == (6, 1 + 7 + 1 + 6)
 
 
 def test_yesterday_is_that_of_the_time_zone(world, monkeypatch):
@@ -91,11 +86,10 @@ OUTPUT = [  # the options, where the output goes, and the exit code
     ("", "| true", 0),
     ("", ">&- 2>&-", 0),
     pytest.param("", "> /dev/full 2>&1", 0, marks=needs_full),
-    pytest.param("--env-file nowhere", "2> /dev/full", 2, marks=needs_full),
     pytest.param("--days 0", "2> /dev/full", 2, marks=needs_full),
     ("--dry-run", "| true", 0),
     ("--help", "| true", 0),
-    pytest.param("--help", "> /dev/full", 0, marks=needs_full),
+    ("--demo", "| true", 0),
 ]
 
 
@@ -106,36 +100,20 @@ def test_unread_output_changes_nothing(cron, served, options, output, code):
     assert served.petals.stored == ({} if options else {str(DAY): VALUES})
 
 
-def test_help_reaches_a_pipe(cron):
-    done = cron.shell("$SCRIPT --help | cat")
-    assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("usage: ")
+@pytest.mark.parametrize("option", ["--help", "--demo", "--version"])
+def test_output_reaches_a_pipe(cron, option):
+    done = cron.shell(f"$SCRIPT {option} | cat")
+    assert (done.code, done.err, bool(done.out)) == (0, "", True)
 
 
 @pytest.mark.parametrize(
-    ("option", "closed", "code"),
-    [("--help", "stdout", 0), ("--version", "stdout", 0), ("--days=0", "stderr", 2)],
+    ("option", "closed", "code"), [("--help", "stdout", 0), ("--days=0", "stderr", 2)]
 )
 def test_usage_goes_to_no_other_stream(monkeypatch, capsys, option, closed, code):
     with monkeypatch.context() as patch:
         patch.setattr(sys, closed, None)
         assert oura_to_petals.main([option]) == code
     assert capsys.readouterr() == ("", "")
-
-
-def test_wrong_usage_is_exit_2_without_a_word(monkeypatch):
-    def fail(*_):  # as in Python 3.11.2, if stderr is full
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(argparse.ArgumentParser, "_print_message", fail)
-    assert oura_to_petals.main(["--days", "0"]) == 2
-
-
-@needs_full
-def test_a_full_disk_fails_a_dry_run(cron, served):
-    done = cron.shell(f"$SCRIPT --date {DAY} --dry-run > /dev/full", **served.env)
-    problem = "oura_to_petals: the output could not be written: No space left on device\n"
-    assert done == Ended(1, "", problem)
 
 
 @pytest.mark.parametrize(("argv", "code"), [(["--demo"], 0), (["--env-file", "nowhere"], 2)])
@@ -162,7 +140,8 @@ def test_an_encoding_without_a_dash(world, monkeypatch):
 
 
 def test_a_stopped_run_prints_a_working_command(cron, served, home):
-    env_file = served.write_env_file(home / "my keys")
+    """The days that are in are the oldest ones."""
+    write_env_file(home / "my keys", served.env)
     served.oura.fill(7)
     served.petals.fail(BULK, well, well, hang)
     process = cron.start("--date", str(DAY), "--days", "7", "--env-file", "my keys")
@@ -170,13 +149,15 @@ def test_a_stopped_run_prints_a_working_command(cron, served, home):
     interrupt(process, signal.SIGTERM)
     stopped = ended(process)
     assert stopped.code == 130
-    assert stopped.out == "Pushed 6 observations for 2 of 7 days, 2026-06-09 to 2026-06-10.\n"
-    said, command = stopped.err.split(", go on with: ")
-    assert said == "oura_to_petals: interrupted; 2 of 7 days are in"
-    options = ["--date", before(2), "--days", "5", "--env-file", env_file]
-    assert command == shlex.join(map(str, [sys.executable, cron.script, *options])) + "\n"
+    assert served.petals.stored == {before(n): VALUES for n in (5, 6)}
+    assert "6 observations for 2 of 7 days" in stopped.out
+    assert "interrupted" in stopped.err
+    options = ["--date", DAY, "--days", "5", "--env-file", home / "my keys"]
+    command = shlex.join(map(str, [sys.executable, cron.script, *options]))
+    assert stopped.problems[-1].endswith(command)
     env = {"HOME": str(home), "PATH": os.environ["PATH"]}
-    assert subprocess.run(command, shell=True, cwd="/", env=env, check=False).returncode == 0
+    done = subprocess.run(command, shell=True, cwd="/", env=env, check=False, timeout=30)
+    assert done.returncode == 0
     assert served.petals.stored == {before(n): VALUES for n in range(7)}
 
 
@@ -184,44 +165,25 @@ def test_a_process_ends_at_once(cron, served):
     """Its threads still wait for Oura and for the list of metrics."""
     served.oura.fail(SLEEP, hang)
     served.petals.fail(LIST, hang)
-    process = cron.start("--date", str(DAY), **served.env)
-    both = lambda: served.oura.asked(SLEEP) and served.petals.asked(LIST)  # noqa: E731 - short
-    wait_until(both, "a read and the list", process)
+    process = cron.start("--date", "today", **served.env)
+    wait_until(lambda: served.oura.asked(SLEEP) and served.petals.asked(LIST), "both", process)
     interrupt(process, signal.SIGHUP)
     started = time.monotonic()
-    assert ended(process).failed(130) == "2026-06-10: interrupted"
+    assert "interrupted" in ended(process).failed(130)
     assert time.monotonic() - started < 5
 
 
-def test_a_hangup_is_ignored_under_nohup(world):
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    world.petals.fail(BULK, lambda _: os.kill(os.getpid(), signal.SIGHUP))
-    assert world.run() == Ended(0, PUSHED, "")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("httpx", "httpx is missing: use .venv/bin/python or uv run"),
-        ("dotenv.parser", "dotenv is missing: use .venv/bin/python or uv run"),
-        ("fcntl", "needs Python 3.11 or newer, on Linux, macOS or WSL"),
-    ],
-)
-def test_a_missing_module_is_exit_2(monkeypatch, capsys, name, said):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPT))
-    assert Ended(stop.value.code, *capsys.readouterr()).failed(2) == said
-
-
-def test_an_older_python_is_exit_2(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["httpx", "dotenv.parser", "fcntl", "datetime"])
+def test_a_module_that_cannot_be_imported_is_exit_2(monkeypatch, capsys, name):
+    """A package that is not installed, Windows, or an older Python, whose datetime has no UTC."""
     older = types.ModuleType("datetime")
     older.__dict__.update({name: getattr(datetime, name) for name in ("date", "timedelta")})
-    monkeypatch.setitem(sys.modules, "datetime", older)
+    monkeypatch.setitem(sys.modules, name, older if name == "datetime" else None)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(SCRIPT))
-    said = "needs Python 3.11 or newer, on Linux, macOS or WSL"
-    assert Ended(stop.value.code, *capsys.readouterr()).failed(2) == said
+    said = Ended(stop.value.code, *capsys.readouterr()).failed(2)
+    facts = [name, "3.11", "Linux", "macOS", "WSL", sys.executable, "-m pip install -e ."]
+    assert [fact for fact in facts if fact not in said] == []
     ast.parse(SCRIPT.read_text(), feature_version=(3, 9))
 
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import sys
-import time
 from datetime import date, datetime, timedelta
 
 import httpx
@@ -29,540 +28,439 @@ from fakes import (
     before,
     ctrl_c,
     readiness,
-    time_runs_out,
     well,
 )
 
 import oura_to_petals
 
-REFUSED = httpx.Response(400)
+TODAY = date.today()
 WEEK = {before(n): VALUES for n in range(7)}
+CLEAR = "\r\x1b[K"  # what a terminal shows in a line
+REFUSED = answer(400, message="no")
+GONE = httpx.ConnectError("[Errno 101] Network is unreachable")
+SILENT = httpx.ReadTimeout("The read operation timed out")
+CERTIFICATE = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+UNDATED = answer(200, data=[{"day": None}], next_token=None)
+EMPTY = answer(200, data=[], next_token=None)
+READ_FAULTS = [400, 401, 403, 404, 426, 429, 500, GONE, SILENT, CERTIFICATE]
+PARTLY = answer(200, inserted=2, errors=[{"index": 0, "code": "RANGE_VIOLATION"}])
 
 
-def later(seconds):
-    """The limit is reached; `seconds` may be None."""
+def later(seconds, status=429):
+    """An outage; it says how long, or `seconds` is None."""
     headers = {} if seconds is None else {"Retry-After": str(seconds)}
-    return httpx.Response(429, headers=headers)
+    return httpx.Response(status, headers=headers)
+
+
+def faults(fault):
+    """A fault at each try; a number is a status."""
+    return [httpx.Response(fault) if isinstance(fault, int) else fault] * 6
 
 
 def make_malformed(world, *days):
+    """Have an impossible readiness for these days."""
     for n in days:
         world.oura.collections["daily_readiness"][n] = readiness(before(n), score="x")
+
+
+def remove(world, *days):
+    """Have no data for these days."""
+    for documents in world.oura.collections.values():
+        documents[:] = [one for n, one in enumerate(documents) if n not in days]
 
 
 def service(world, path):
     return world.oura if path in READS else world.petals
 
 
-def command(ended):
-    """The options of the command that sends the other days, at the end of stderr."""
-    python, script, *options = shlex.split(ended.problems[-1].partition("go on with: ")[2])
+def command(line):
+    """The options of the command at the end of a line."""
+    python, script, *options = shlex.split(line[line.index(sys.executable) :])
     assert (python, script) == (sys.executable, str(oura_to_petals.SCRIPT))
     return options
 
 
-def test_seven_days_are_sent_newest_first(week):
+def rest(ended):
+    """The options of the one command that sends what is missing, in the last line of stderr."""
+    assert ended.err.count(" --days ") == 1
+    return command(ended.problems[-1])
+
+
+# --- What a run of several days sends and says -------------------------------------------------
+
+
+def test_seven_days_are_sent_oldest_first(week):
     text = "Pushed 21 observations for 7 of 7 days, 2026-06-04 to 2026-06-10.\n"
     assert week.run("--days", "7") == Ended(0, text, "")
-    assert week.petals.pushed == [before(n) for n in range(7)]
+    assert week.petals.pushed == [*reversed(WEEK)]
     assert week.petals.stored == WEEK
-    assert (len(week.oura.requests), len(week.petals.asked(LIST))) == (3, 1)
-
-
-@pytest.mark.parametrize(
-    ("days", "line"),
-    [
-        ("1", PUSHED),
-        ("2", "Pushed 6 observations for 2 of 2 days, 2026-06-09 to 2026-06-10.\n"),
-    ],
-)
-def test_several_days_have_a_summary(week, days, line):
-    assert week.run("--days", days).out == line
+    assert (len(week.oura.requests), week.petals.asked(LIST)) == (3, [])
+    assert week.run("--days", "1").out == PUSHED
 
 
 @pytest.mark.parametrize(
     ("empty", "summary"),
     [
-        ([3], "18 observations for 6 of 7 days, 2026-06-04 to 2026-06-10; 1 day without data"),
-        ([0, 6], "15 observations for 5 of 7 days, 2026-06-05 to 2026-06-09; 2 days without data"),
-        ([0, 1, 2, 4, 5, 6], "3 observations for 1 of 7 days, 2026-06-07; 6 days without data"),
+        ([1, 6], "15 observations for 5 of 7 days, 2026-06-05 to 2026-06-08, 2026-06-10; 2 days"),
+        ([0, 1, 2, 4, 5, 6], "3 observations for 1 of 7 days, 2026-06-07; 6 days"),
+        ([0], "18 observations for 6 of 7 days, 2026-06-04 to 2026-06-09; 1 day"),
     ],
-    ids=["one", "two", "six"],
-)
-def test_a_day_without_data_is_no_failure(week, empty, summary):
-    for documents in week.oura.collections.values():
-        documents[:] = [one for n, one in enumerate(documents) if n not in empty]
-    assert week.run("--days", "7") == Ended(0, f"Pushed {summary}.\n", "")
-    assert week.petals.pushed == [before(n) for n in range(7) if n not in empty]
+)  # fmt: skip
+def test_day_without_data_is_no_failure(week, empty, summary):
+    remove(week, *empty)
+    assert week.run("--days", "7") == Ended(0, f"Pushed {summary} without data.\n", "")
 
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]], ids=["", "quiet"])
 def test_several_days_all_without_data_are_told(world, quiet):
     ended = world.run("--days", "3", *quiet, day="2026-01-03")
-    text = "no Oura data for 2026-01-01 to 2026-01-03: has the Oura app been opened?"
-    assert (ended.code, ended.problems) == (0, [text])
-    assert world.petals.pushed == []
+    assert (ended.code, len(ended.problems), world.petals.pushed) == (0, 1, [])
+    assert "2026-01-01 to 2026-01-03: has the Oura app been opened?" in ended.err
 
 
-def test_quiet_shows_problems_only(week):
-    assert week.run("--days", "7", "-q") == Ended(0, "", "")
+def test_verbose_shows_each_day_and_problem_at_once(week):
+    told = []
     make_malformed(week, 2)
-    assert "2026-06-08: Oura" in week.run("--days", "7", "-q").failed()
+    remove(week, 4)
+    week.petals.fail(BULK, *[well] * 4, lambda _: told.append(week.capsys.readouterr()))
+    ended = week.run("--days", "7", "-v")
+    assert f"Pushed 3 observations for 2026-06-04. {SENTENCE}.\n" in told[0].out
+    assert "No Oura data for 2026-06-06 — nothing pushed.\n" in told[0].out
+    assert "2026-06-08: Oura daily_readiness score" in told[0].err
+    assert "2026-06-08: " not in ended.err
 
 
-def test_verbose_shows_each_day(week):
-    for documents in week.oura.collections.values():
-        del documents[3]
-    lines = week.run("--days", "7", "-v").out.splitlines()
-    assert len(lines) == 8
-    assert lines[3] == "No Oura data for 2026-06-07 — nothing pushed."
-    assert lines[6] == f"Pushed 3 observations for 2026-06-04. {SENTENCE}."
-
-
-def test_a_dry_run_prints_one_array(week):
+def test_dry_run_prints_one_array_and_asks_petals_nothing(week):
     ended = week.run("--days", "7", "--dry-run")
-    rows = json.loads(ended.out)
-    assert [row["occurredAt"][:10] for row in rows[::3]] == [before(n) for n in range(7)]
-    assert len(rows) == 21
-    assert week.petals.requests == []
+    assert [row["occurredAt"][:10] for row in json.loads(ended.out)[::3]] == [*reversed(WEEK)]
     make_malformed(week, 2)
-    ended = week.run("--days", "7", "--dry-run")
-    assert (ended.code, len(json.loads(ended.out)), len(ended.problems)) == (1, 18, 1)
-    week.oura.tokens = set()
-    assert "days are in" not in week.run("--days", "7", "--dry-run").failed()
-
-
-def test_a_dry_run_can_be_stopped(world):
-    world.oura.fail(SLEEP, ctrl_c, time_runs_out)
-    assert world.run("--dry-run") == Ended(130, "", "")
-    problem = "no answer from Oura sleep within 115 seconds"
-    assert world.run("--dry-run").failed() == problem
+    ended = week.run("--days", "7", "--dry-run", "--wait")
+    assert (ended.code, len(json.loads(ended.out))) == (1, 18)
+    assert rest(ended) == ["--date", before(0), "--days", "3", "--wait", "--dry-run"]
+    week.oura.fail(SLEEP, ctrl_c)
+    ended = week.run("--dry-run")
+    assert (ended.code, ended.out, week.petals.requests) == (130, "", [])
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "3661", "1.5", ""])
 def test_another_number_of_days_is_exit_2(world, days):
-    assert world.run(f"--days={days}").code == 2
-    assert world.oura.requests == []
-
-
-def test_no_day_before_2015_is_asked_for(world):
-    world.run("--days", "3660", day="2015-01-03")
+    assert (world.run(f"--days={days}").code, world.oura.requests) == (2, [])
+    world.run("--days", "3660", day="2015-01-03")  # there is nothing before 2015
     assert {request.url.params["start_date"] for request in world.oura.requests} == {"2014-12-30"}
 
 
-def test_a_history_is_read_year_by_year(world):
-    world.oura.fill(370)
-    for documents in world.oura.collections.values():
-        del documents[2:364]
-    ended = world.run("--days", "370")
-    asked = [request.url.params for request in world.oura.requests]
-    spans = {(params["start_date"], params["end_date"]) for params in asked}
-    assert (len(asked), len(spans)) == (6, 2)
-    for start, end in spans:
-        assert date.fromisoformat(end) - date.fromisoformat(start) <= timedelta(days=369)
-    assert ended.code == 0
-    assert world.petals.pushed == [before(n) for n in (0, 1, *range(364, 370))]
-    assert len(world.petals.asked(LIST)) == 1
+def test_parts_of_90_days_are_read_right_before_they_are_sent(world):
+    world.oura.fill(200)
+    sent_before = []
+    for path in READS:
+        world.oura.fail(path, lambda _: sent_before.append(len(world.petals.pushed)), times=3)
+    assert world.run("--days", "200").code == 0
+    assert sorted(sent_before) == [0] * 3 + [90] * 3 + [180] * 3
+    assert world.petals.pushed == [before(n) for n in reversed(range(200))]
 
 
-class TestDaysFailOnTheirOwn:
-    def test_a_malformed_document_fails_its_day(self, week):
-        make_malformed(week, 2, 3)
-        ended = week.run("--days", "7")
-        assert ended.code == 1
-        for problem, n in zip(ended.problems, (2, 3), strict=True):
-            assert problem.startswith(f"{before(n)}: Oura daily_readiness score is not a number")
-        assert week.petals.pushed == [before(n) for n in (0, 1, 4, 5, 6)]
-        assert ended.out.startswith("Pushed 15 observations for 5 of 7 days,")
-
-    @pytest.mark.parametrize(
-        ("fault", "summary"),
-        [
-            (answer(400, message="no"), "18 observations for 6 of 7 days,"),
-            (
-                answer(200, inserted=2, errors=[{"index": 0, "message": "no"}]),
-                "20 observations for 7 of 7 days,",
-            ),
-        ],
-        ids=["the day", "a row"],
-    )
-    def test_a_refused_day_fails_alone(self, week, fault, summary):
-        week.petals.fail(BULK, fault)
-        ended = week.run("--days", "7")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert ended.problems[0].startswith("2026-06-10: Petals")
-        assert ended.out.startswith(f"Pushed {summary}")
-
-    def test_a_failed_read_names_its_days(self, world):
-        world.oura.fill(3)
-
-        def second_read(request):
-            recent = request.url.params["end_date"] > "2026"
-            return None if recent else REFUSED
-
-        world.oura.fail(READINESS, second_read, times=2)
-        ended = world.run("--days", "370")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        days = f"{before(369)} to {before(366)}"
-        assert ended.problems[0].startswith(f"{days}: Oura daily_readiness answered 400; ")
-        assert world.petals.pushed == [before(n) for n in range(3)]
-
-    def test_a_problem_is_told_when_it_happens(self, week):
-        told = []
-
-        def look(_):
-            told.append(week.capsys.readouterr().err)
-
-        make_malformed(week, 6)
-        week.petals.fail(BULK, look, REFUSED, look)
-        ended = week.run("--days", "7")
-        assert ended.code == 1
-        of_reading, of_sending = told
-        assert re.fullmatch("oura_to_petals: 2026-06-04: Oura .+\n", of_reading)
-        assert re.fullmatch("oura_to_petals: 2026-06-09: Petals .+\n", of_sending)
-        assert ended.err == ""
+@pytest.mark.parametrize("fault", [UNDATED, EMPTY, *READ_FAULTS])
+def test_part_that_fails_ends_the_run_but_for_its_documents(world, fault):
+    world.oura.fill(200)
+    world.oura.fail(SLEEP, well, *faults(fault)[: 1 if fault in (UNDATED, EMPTY) else 6])
+    ended = world.run("--days", "200")
+    assert (ended.code, len(ended.problems)) == (1, 2)
+    assert ended.problems[0].startswith(f"{before(109)} to {before(20)}: ")
+    last = range(20) if fault in (UNDATED, EMPTY) else []
+    assert world.petals.pushed == [before(n) for n in reversed([*last, *range(110, 200)])]
+    assert rest(ended) == ["--date", before(0), "--days", "110"]
 
 
-class TestARunThatStops:
-    @pytest.mark.parametrize("seconds", [3000, None])
-    def test_prints_the_command_that_goes_on(self, world, seconds):
-        world.oura.fill(30)
-        world.petals.fail(BULK, *[well] * 12, *[later(seconds)] * 4)
-        ended = world.run("--days", "30")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "; 12 of 30 days are in, go on with: " in ended.err
-        assert ended.out == "Pushed 36 observations for 12 of 30 days, 2026-05-30 to 2026-06-10.\n"
-        options = command(ended)
-        assert options == ["--date", before(12), "--days", "18"]
-        world.petals.faults.clear()
-        sent = len(world.petals.pushed)
-        assert world.run(*options, day=None).code == 0
-        assert world.petals.pushed[sent:] == [before(n) for n in range(12, 30)]
-        assert len(world.petals.stored) == 30
-
-    @pytest.mark.parametrize("options", [["--env-file", "my keys"], []], ids=["named", "found"])
-    def test_prints_the_env_file_if_named(self, week, home, options):
-        (home / "my keys").touch(mode=0o600)
-        week.petals.fail(BULK, httpx.Response(403))
-        ended = week.run("--days", "7", *options)
-        env_file = options and ["--env-file", str(home / "my keys")]
-        assert command(ended) == ["--date", before(0), "--days", "7", *env_file]
-
-    @pytest.mark.parametrize("status", [401, 403, 429])
-    @pytest.mark.parametrize("path", [SINGLE, BULK])
-    def test_is_stopped_by_a_refused_key(self, week, path, status):
-        week.petals = Petals(known=())
-        week.petals.fail(path, httpx.Response(status), times=4)
-        ended = week.run("--days", "7")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert ended.out == "Pushed 0 observations for 0 of 7 days.\n"
-        assert f"Petals {path.partition('/metrics/')[2]} answered {status}" in ended.err
-        assert "0 of 7 days are in" in ended.err
-        assert command(ended) == ["--date", before(0), "--days", "7"]
-        tries = 4 if status == 429 else 1
-        assert len(week.petals.asked(path)) == tries
-
-    @pytest.mark.parametrize("status", [401, 403, 426, 429])
-    def test_is_stopped_by_a_refused_token(self, world, status):
-        world.oura.fill(10)
-
-        def second_read(request):
-            recent = request.url.params["end_date"] > "2026"
-            return None if recent else httpx.Response(status)
-
-        for path in READS:
-            world.oura.fail(path, second_read, times=9)
-        ended = world.run("--days", "1000")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "10 of 1000 days are in" in ended.err
-        assert command(ended) == ["--date", before(10), "--days", "990"]
-        assert len({request.url.params["end_date"] for request in world.oura.requests}) == 2
-
-    @pytest.mark.parametrize("statuses", [[400] * 5, [400, 413, 400, 422, 404]], ids=["same", ""])
-    def test_is_stopped_by_five_failed_days(self, world, statuses):
-        world.oura.fill(20)
-        world.petals.fail(BULK, *[well] * 3, *map(httpx.Response, statuses))
-        ended = world.run("--days", "20")
-        *reasons, last = ended.problems
-        assert ended.code == 1
-        for n, reason, status in zip(range(3, 8), reasons, statuses, strict=True):
-            assert reason.startswith(f"{before(n)}: Petals observations/bulk answered {status}; ")
-        stopped = "stopped after five failed days in a row; 3 of 20 days are in, go on with: "
-        assert last.startswith(stopped)
-        assert command(ended) == ["--date", before(3), "--days", "17"]
-        assert len(world.petals.pushed) == 8
-        assert ended.out.startswith("Pushed 9 observations for 3 of 20 days,")
-
-    def test_counts_failed_days_anew_after_another(self, world):
-        """A day that was sent, or has no data, shows that the services work."""
-        world.oura.fill(14)
-        for documents in world.oura.collections.values():
-            del documents[4]
-        four = [REFUSED] * 4
-        world.petals.fail(BULK, *four, *four, well, *four)
-        ended = world.run("--days", "14")
-        assert (ended.code, len(ended.problems), len(world.petals.pushed)) == (1, 12, 13)
-        assert "stopped" not in ended.err
-        assert "for 1 of 14 days, 2026-06-01; 1 day without data." in ended.out
-
-    def test_is_stopped_by_the_time_limit(self, week):
-        week.petals.fail(BULK, well, well, time_runs_out)
-        ended = week.run("--days", "7")
-        assert ended.code == 1
-        text = "not finished within 127 seconds; 2 of 7 days are in, go on with: "
-        assert ended.problems[-1].startswith(text)
-        assert command(ended) == ["--date", before(2), "--days", "5"]
-        assert ended.out.startswith("Pushed 6 observations for 2 of 7 days")
-
-    @pytest.mark.parametrize("path", [BULK, SLEEP], ids=["Petals", "Oura"])
-    def test_is_stopped_by_ctrl_c(self, week, path):
-        service(week, path).fail(path, ctrl_c)
-        started = time.monotonic()
-        ended = week.run("--days", "7")
-        assert time.monotonic() - started < 5
-        assert (ended.code, len(ended.problems)) == (130, 1)
-        assert ended.problems[0].startswith("interrupted; 0 of 7 days are in, go on with: ")
-        assert command(ended) == ["--date", before(0), "--days", "7"]
-        assert ended.out == "Pushed 0 observations for 0 of 7 days.\n"
-
-    def test_has_no_command_for_one_day(self, world):
-        world.petals.fail(BULK, ctrl_c)
-        assert world.run().failed(130) == "2026-06-10: interrupted"
-
-    def test_has_no_command_after_the_last_day(self, week, monkeypatch):
-        def interrupt_last(text):
-            if f"for {before(1)}" in text:
-                signal.raise_signal(signal.SIGINT)
-            return len(text)
-
-        monkeypatch.setattr(sys.stdout, "write", interrupt_last)
-        ended = week.run("--days", "2", "-v")
-        assert ended.code == 130
-        assert ended.problems[-1] == "interrupted; 2 of 2 days are in"
+# --- Failed days, and what ends a run ----------------------------------------------------------
 
 
-class TestWait:
-    """With `--wait`, a run goes on after a limit."""
+@pytest.mark.parametrize("fault", [401, 403, 404, 426, 429, GONE, SILENT, CERTIFICATE])
+def test_failed_day_ends_the_run(week, home, fault):
+    (home / "my keys").touch(mode=0o600)
+    week.petals.fail(BULK, well, well, *faults(fault))
+    ended = week.run("--days", "7", "--env-file", "my keys")
+    assert (ended.code, len(ended.problems)) == (1, 2)
+    assert ended.problems[0].startswith("2026-06-06: ")
+    assert "2 of 7 days" in ended.problems[-1]
+    assert ended.out == "Pushed 6 observations for 2 of 7 days, 2026-06-04 to 2026-06-05.\n"
+    assert set(week.petals.pushed) == {before(6), before(5), before(4)}
+    assert rest(ended) == ["--date", before(0), "--days", "5", "--env-file", str(home / "my keys")]
+    week.petals.faults.clear()
+    assert week.run(*rest(ended), day=None).code == 0
+    assert week.petals.stored == WEEK
 
-    @pytest.mark.parametrize(("asked", "waited"), [(3000, 3000), (None, 900)])
-    @pytest.mark.parametrize(
-        ("path", "where"),
-        [
-            (READINESS, "Oura daily_readiness"),
-            (DAILY_SLEEP, "Oura daily_sleep"),
-            (SLEEP, "Oura sleep"),
-            (SINGLE, "Petals observations"),
-            (BULK, "Petals observations/bulk"),
-        ],
-    )
-    def test_waits_at_a_limit_and_goes_on(self, week, path, where, asked, waited):
-        week.petals = Petals(known=("oura_hrv", "oura_sleep_minutes"))
-        tries = 4 if asked is None else 1
-        service(week, path).fail(path, *[later(asked)] * tries)
-        started = datetime.now()
-        ended = week.run("--days", "7", "--wait")
+
+@pytest.mark.parametrize("status", [400, 408, 413, 422, 500, 501, 502, 503, 504, 520])
+def test_failed_day_does_not_hold_back_last_night(week, status):
+    make_malformed(week, 0, 2)
+    remove(week, 5)
+    tries = 1 if status in (400, 413, 422, 501) else 4
+    week.petals.fail(BULK, well, *[httpx.Response(status)] * tries)
+    ended = week.run("--days", "7")
+    assert (ended.code, len(ended.problems)) == (1, 3)
+    assert ended.problems[0].startswith(f"2026-06-06: Petals observations/bulk answered {status}")
+    assert ended.problems[1].startswith("2026-06-08, 2026-06-10: Oura daily_readiness score")
+    assert week.petals.stored.keys() == {before(6), before(3), before(1)}
+    assert rest(ended) == ["--date", before(0), "--days", "5"]
+
+
+def test_run_ends_after_five_failed_days_in_a_row(world):
+    world.oura.fill(20)
+    world.petals.fail(BULK, *[well] * 3, *map(httpx.Response, [400, 413, 400, 422, 400]))
+    ended = world.run("--days", "20")
+    for days in ("2026-05-25, 2026-05-27, 2026-05-29", "2026-05-26", "2026-05-28"):
+        status = {"25": 400, "26": 413, "28": 422}[days[8:10]]
+        assert any(line.startswith(f"{days}: ") and str(status) in line for line in ended.problems)
+    assert (ended.code, "five" in ended.err) == (1, True)
+    assert world.petals.pushed == [before(n) for n in range(19, 11, -1)]
+    assert rest(ended) == ["--date", before(0), "--days", "17"]
+
+
+@pytest.mark.parametrize("between", ["no data", "impossible", "filed elsewhere"])
+def test_day_of_which_nothing_can_be_stored_does_not_end_the_row(world, monkeypatch, between):
+    world.oura.fill(9)
+    if between == "impossible":
+        make_malformed(world, 6)
+    elif between == "no data":
+        remove(world, 6)
+    else:
+        world.petals = Petals(known=("oura_readiness", "mine"))
+        world.petals.similar["oura_hrv"] = "mine"
+        monkeypatch.setenv("OURA_METRICS", "oura-readiness,oura-hrv")
+        world.oura.collections["daily_readiness"][6] = readiness(before(6), score=None)
+    sent = [well, well] if between == "filed elsewhere" else [well]  # again after the proposal
+    world.petals.fail(BULK, *sent, *[REFUSED] * 20)
+    assert world.run("--days", "9").code == 1
+    assert world.petals.pushed[len(sent) :] == [before(n) for n in (7, 5, 4, 3, 2)]
+
+
+def test_day_of_which_something_was_stored_ends_the_row(world):
+    world.oura.fill(14)
+    world.petals.fail(BULK, well, *[REFUSED] * 4, PARTLY, *[REFUSED] * 4)
+    ended = world.run("--days", "14")
+    assert (ended.code, len(world.petals.pushed)) == (1, 14)
+    assert rest(ended) == ["--date", before(0), "--days", "13"]
+
+
+@pytest.mark.parametrize("path", [BULK, SLEEP], ids=["Petals", "Oura"])
+def test_ctrl_c_prints_the_command(week, monkeypatch, path):
+    service(week, path).fail(path, ctrl_c)
+    ended = week.run("--days", "7")
+    assert (ended.code, rest(ended)) == (130, ["--date", before(0), "--days", "7"])
+    assert "0 of 7 days" in ended.problems[-1]
+    service(week, path).fail(path, ctrl_c)
+    assert week.run().failed(130).startswith("2026-06-10: ")  # there is no command for one day
+    monkeypatch.setattr(oura_to_petals, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    week.petals.fail(BULK, well, well, later(3000))
+    ended = week.run("--days", "7", "--wait")
+    assert (ended.code, rest(ended)) == (130, ["--date", before(0), "--days", "5", "--wait"])
+
+
+# --- `--wait` ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [READINESS, DAILY_SLEEP, SLEEP, SINGLE, BULK])
+@pytest.mark.parametrize(
+    ("fault", "waited"),
+    [
+        *((later(None, status), [1, 2, 4, 30, 300, 300]) for status in (502, 503, 504, 520, 530)),
+        (GONE, [1, 2, 4, 8, 16, 30, 300, 300]), (SILENT, [1, 30, 300, 300]),
+        (later(None), [1, 2, 4, 900, 900]), (later(3000), [3000, 3000]),
+        (later(3000, 503), [3000, 3000]), (later(20), [20] * 4 + [30]), (later(0), [0] * 4 + [30]),
+    ],
+)  # fmt: skip
+def test_wait_lasts_as_long_as_an_outage(week, path, fault, waited):
+    week.petals = Petals(known=("oura_hrv", "oura_sleep_minutes"))
+    if path == SINGLE and fault is SILENT:
+        waited = [1, 2, 4, *waited[1:]]  # all proposals of a day may have been lost
+    service(week, path).fail(path, *[fault] * len(waited))
+    ended = week.run("--days", "7", "--wait")
+    assert (ended.code, ended.err, week.waited) == (0, "", waited)
+    assert (week.petals.stored, len(week.petals.rows)) == (WEEK, 21)
+
+
+def test_wait_tells_until_when(world):
+    world.petals.fail(BULK, later(3000), well, later(3000))
+    end = datetime.now() + timedelta(seconds=3000)
+    waiting, pushed = world.run("--wait").out.splitlines(keepends=True)
+    assert ("429" in waiting, pushed) == (True, PUSHED)
+    until = datetime.fromisoformat(re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d", waiting)[0])
+    assert abs(until - end) < timedelta(minutes=1)
+    assert world.run("--wait", "-q") == Ended(0, "", "")
+
+
+@pytest.mark.parametrize("path", [READINESS, BULK], ids=["Oura", "Petals"])
+@pytest.mark.parametrize(
+    ("wait", "fault", "pauses"),
+    [
+        (False, later(3000), []), (False, later(None, 503), [1, 2, 4]), (False, SILENT, [1]),
+        (False, GONE, [1, 2, 4, 8, 16]), (True, later(None, 500), [1, 2, 4]),
+        (True, later(None, 408), [1, 2, 4]), (True, later(None, 505), []),
+        (True, later(86_401), []), (True, later(3000, 401), []), (True, CERTIFICATE, []),
+    ],
+)  # fmt: skip
+def test_nothing_else_is_waited_for(world, path, wait, fault, pauses):
+    if path == BULK:  # the form is known
+        world.oura.fill(2)
+        world.petals.fail(BULK, well)
+    service(world, path).fail(path, *[fault] * 9)
+    ended = world.run("--days", "2", *["--wait"] * wait)
+    assert (ended.code, world.waited) == (1, pauses)
+
+
+def test_wait_is_up_to_24_hours_in_all(week):
+    week.petals.fail(BULK, *[later(6 * 3600), well] * 5)
+    ended = week.run("--days", "7", "--wait")
+    assert (ended.code, week.waited) == (1, [6 * 3600] * 4)
+    assert rest(ended) == ["--date", before(0), "--days", "3", "--wait"]
+
+
+# --- Catching up -------------------------------------------------------------------------------
+
+
+class TestAbsence:
+    @pytest.fixture
+    def away(self, world):
+        """Make an Oura with 250 nights up to today, and a Petals whose latest day is so old."""
+
+        def make(days, slug="oura_readiness"):
+            day = before(days, TODAY)
+            world.oura.fill(250, last=TODAY)
+            world.petals.define(slug, slug)
+            row = {"metricSlug": slug, "value": 1, "occurredAt": f"{day}T00:00:00Z"}
+            world.petals.by_source[f"oura_{day}"] = [row]
+            return world
+
+        return make
+
+    def days(self, first, last):
+        return [before(n, TODAY) for n in range(first, last - 1, -1)]
+
+    @pytest.mark.parametrize(("day", "last"), [("today", 0), ("Yesterday", 1), (None, 1)])
+    @pytest.mark.parametrize("asked", [1, 7])
+    def test_is_made_up_for(self, away, day, last, asked):
+        world = away(20)
+        ended = world.run("--days", str(asked), day=day)
         assert (ended.code, ended.err) == (0, "")
-        waiting, summary = ended.out.splitlines()
-        text, _, until = waiting.partition(", waiting until ")
-        count = "" if asked else f" ({tries} tries)"
-        assert text == f"{where} answered 429{count}; 0 of 7 days are in"
-        late = datetime.strptime(until, "%Y-%m-%d %H:%M") - started - timedelta(seconds=waited)
-        assert timedelta(minutes=-1) < late < timedelta(minutes=1)
-        assert summary == "Pushed 21 observations for 7 of 7 days, 2026-06-04 to 2026-06-10."
-        assert [seconds for seconds in week.waited if seconds > 60] == [waited]
-        assert week.petals.stored == WEEK
-        assert len(week.petals.rows) == 21
+        assert world.petals.pushed == self.days(20, last)
+        assert f"for {21 - last} of {21 - last} days" in ended.out
+        assert len(world.petals.asked(LIST)) == 1
+        starts = [request.url.params["start_date"] for request in world.oura.asked(READINESS)]
+        assert starts == [before(last + asked + 1, TODAY), before(22, TODAY)]
 
-    def test_sends_a_long_history_in_one_run(self, world, monkeypatch):
-        """As Petals does, allow so many requests an hour."""
-        world.oura.fill(100)
-        world.petals = Petals(known=())
-        used = []
+    @pytest.mark.parametrize(("latest", "sent"), [(0, 7), (6, 7), (7, 7), (8, 9)])
+    def test_begins_before_the_day_that_precedes_the_asked_ones(self, away, latest, sent):
+        world = away(latest)
+        assert world.run("--days", "7", day="today").code == 0
+        assert world.petals.pushed == self.days(sent - 1, 0)
 
-        def limit(_):
-            used.append(1)
-            return later(3600) if len(used) > 30 else None
+    @pytest.mark.parametrize("slug", [*oura_to_petals.METRICS, "steps"])
+    def test_is_seen_in_each_of_the_twelve_metrics(self, away, slug):
+        world = away(9, slug.replace("-", "_"))
+        world.petals.by_source["older"] = away(15).petals.by_source[f"oura_{before(15, TODAY)}"]
+        assert world.run(day="today").code == 0
+        assert world.petals.pushed == self.days(15 if slug == "steps" else 9, 0)
 
-        for path in (LIST, SINGLE, BULK):
-            world.petals.fail(path, limit, times=999)
-        monkeypatch.setattr(oura_to_petals, "sleep", lambda _: used.clear())
-        ended = world.run("--days", "100", "--wait")
-        assert (ended.code, ended.err) == (0, "")
-        *waits, summary = ended.out.splitlines()
-        in_hour = [re.search(r"; (\d+) of 100 days are in, waiting", line)[1] for line in waits]
-        assert in_hour == sorted(in_hour, key=int)
-        assert len(waits) == 3
-        assert summary.startswith("Pushed 300 observations for 100 of 100 days, ")
-        assert world.petals.stored == {before(n): VALUES for n in range(100)}
-        assert len(world.petals.rows) == 300
+    @pytest.mark.parametrize("options", [[], ["--quiet"]], ids=["", "quiet"])
+    @pytest.mark.parametrize(("asked", "sent"), [("7", 90), ("100", 100)])
+    def test_of_more_than_90_days_has_a_command(self, away, options, asked, sent):
+        world = away(200)
+        ended = world.run("--days", asked, *options, day="today")
+        assert (ended.code, len(ended.problems)) == (0, 1)
+        assert world.petals.pushed == self.days(sent - 1, 0)
+        older = ["--date", before(sent, TODAY), "--days", str(201 - sent)]
+        assert command(ended.problems[0]) == older
+        assert world.run(*older, day=None).code == 0
+        assert world.petals.stored.keys() == {*self.days(200, 0)}
 
-    def test_does_not_send_a_day_twice(self, week):
-        week.petals.fail(BULK, well, well, later(3000))
-        ended = week.run("--days", "7", "--wait")
-        assert ended.code == 0
-        assert "; 2 of 7 days are in, waiting until " in ended.out
-        days = [before(n) for n in range(7)]
-        assert week.petals.pushed == [*days[:3], *days[2:]]  # the third was refused
-
-    def test_waits_for_one_day_too(self, world):
-        world.petals.fail(BULK, later(3000))
-        ended = world.run("--wait")
-        assert (ended.code, ended.err, world.waited) == (0, "", [3000])
-        assert ended.out.endswith(PUSHED)
-        assert world.petals.stored_once()
-
-    def test_waits_up_to_24_hours_in_all(self, week):
-        week.petals.fail(BULK, well, *[later(6 * 3600)] * 9)
-        ended = week.run("--days", "7", "--wait")
-        assert week.waited == [6 * 3600] * 4
-        assert (ended.code, len(ended.problems)) == (1, 1)
-        assert "answered 429; try again in 21600 seconds; 1 of 7 days are in, go on" in ended.err
-        assert command(ended) == ["--date", before(1), "--days", "6", "--wait"]
-
-    @pytest.mark.parametrize(
-        ("options", "fault"),
-        [
-            ([], later(3000)),
-            (["--wait"], later(86_401)),
-            (["--wait"], httpx.Response(401, headers={"Retry-After": "3000"})),
-        ],
-        ids=["without --wait", "more than 24 hours", "a refused key"],
-    )
-    def test_does_not_wait_otherwise(self, week, options, fault):
-        week.petals.fail(BULK, fault)
-        ended = week.run("--days", "7", *options)
-        assert (ended.code, len(ended.problems), week.waited) == (1, 1, [])
-        assert command(ended) == ["--date", before(0), "--days", "7", *options]
-
-    def test_is_quiet_with_quiet(self, week):
-        week.petals.fail(BULK, later(3000))
-        assert week.run("--days", "7", "--wait", "-q") == Ended(0, "", "")
-
-    def test_ctrl_c_prints_the_command_with_wait(self, week, monkeypatch):
-        monkeypatch.setattr(oura_to_petals, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
-        week.petals.fail(BULK, well, well, later(3000))
-        ended = week.run("--days", "7", "--wait")
-        assert (ended.code, len(ended.problems)) == (130, 1)
-        assert ended.problems[0].startswith("interrupted; 2 of 7 days are in, go on with: ")
-        assert command(ended) == ["--date", before(2), "--days", "5", "--wait"]
-        assert ended.out.endswith(
-            "Pushed 6 observations for 2 of 7 days, 2026-06-09 to 2026-06-10.\n"
-        )
-
-    def test_the_time_limit_does_not_count_waiting(self, week, monkeypatch):
-        def oversleep(_):
-            if signal.getitimer(signal.ITIMER_REAL)[0]:  # it would run out
-                signal.raise_signal(signal.SIGALRM)
-
-        monkeypatch.setattr(oura_to_petals, "sleep", oversleep)
-        week.petals.fail(BULK, well, later(3000))
-        assert week.run("--days", "7", "--wait").code == 0
-        assert week.petals.stored == WEEK
-
-    def test_the_time_limit_starts_anew_after_a_wait(self, week):
-        left = []
-        look = lambda _: left.append(signal.getitimer(signal.ITIMER_REAL)[0])  # noqa: E731
-        week.petals.fail(BULK, look, later(3000), look)
-        assert week.run("--days", "7", "--wait").code == 0
-        assert left == pytest.approx([127, 127], abs=1)
-
-    def test_a_malformed_day_is_told_once(self, week):
-        make_malformed(week, 5)
-        week.petals.fail(BULK, well, later(3000), well, later(3000))
-        ended = week.run("--days", "7", "--wait")
-        assert (ended.code, len(ended.problems)) == (1, 1)
-
-    def test_the_list_is_asked_once_a_run(self, week):
-        week.petals.fail(BULK, well, later(3000), well, later(3000))
-        assert week.run("--days", "7", "--wait").code == 0
-        assert len(week.petals.asked(LIST)) == 1
-
-    def test_does_not_rush_a_server(self, world):
-        """Without progress since the last wait, it waits for 30 seconds."""
-        world.petals.fail(BULK, *[later(0)] * 8)
-        assert world.run("--wait").code == 0
-        assert world.waited == [0, 0, 0, 1, 0, 0, 0, 30]
-
-    def test_may_be_short_after_progress(self, week):
-        week.petals.fail(BULK, *[later(0)] * 4, well, *[later(0)] * 4)
-        assert week.run("--days", "7", "--wait").code == 0
-        assert week.waited == [0, 0, 0, 1] * 2
-
-    @pytest.mark.parametrize("path", [READINESS, BULK], ids=["Oura", "Petals"])
-    def test_lasts_while_a_server_cannot_be_reached(self, week, path):
-        gone = httpx.ConnectError("[Errno 101] Network is unreachable")
-        service(week, path).fail(path, *[gone] * 6 * 20)
-        ended = week.run("--days", "7", "--wait")
-        assert (ended.code, ended.err) == (0, "")
-        assert week.waited.count(300) == 20
-        assert week.petals.stored == WEEK
-        first = ended.out.splitlines()[0]
-        assert re.search(r"could not reach \w+: .+ 0 of 7 days are in, waiting until ", first)
-
-    def test_counts_each_day_once(self, week):
-        """The day has data only after the wait, and was without any before."""
-        day = {name: documents.pop(0) for name, documents in week.oura.collections.items()}
-
-        def appear(_):
-            for name, document in day.items():
-                week.oura.collections[name].insert(0, document)
-            return later(3000)
-
-        week.petals.fail(BULK, well, appear)
-        ended = week.run("--days", "7", "--wait")
-        assert ended.out.splitlines()[-1] == (
-            "Pushed 18 observations for 6 of 7 days, 2026-06-04 to 2026-06-09; 1 day without data."
-        )
-        assert len(week.oura.asked(READINESS)) == 1
-
-
-CLEAR = "\r\x1b[K"
-
-
-@pytest.fixture
-def on_terminal(monkeypatch):
-    """Run with one terminal as stdout and stderr; return what was written there."""
-
-    def run(world, *options):
-        with monkeypatch.context() as patch:
-            patch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-            patch.setattr(sys, "stdout", sys.stderr)
-            return world.run(*options).err
-
-    return run
-
-
-def visible(text):
-    """The lines that stay on the terminal."""
-    return [line.rpartition(CLEAR)[2] for line in text.split("\n")]
-
-
-class TestProgress:
-    def test_is_shown_and_removed_at_the_end(self, week, on_terminal):
-        text = on_terminal(week, "--days", "7")
-        assert f"{CLEAR}reading 2026-06-04 to 2026-06-10{CLEAR}" in text
-        assert f"{CLEAR}6 of 7 days, 2026-06-04{CLEAR}" in text
-        summary = "Pushed 21 observations for 7 of 7 days, 2026-06-04 to 2026-06-10."
-        assert visible(text) == [summary, ""]
-
-    def test_no_problem_stands_behind_it(self, week, on_terminal):
-        make_malformed(week, 3)
-        week.petals.fail(BULK, REFUSED, later(3000), well, well, httpx.Response(401))
-        lines = visible(on_terminal(week, "--days", "7", "--wait"))
-        expected = [
-            "oura_to_petals: 2026-06-07: Oura daily_readiness score is not a number",
-            "oura_to_petals: 2026-06-10: Petals observations/bulk answered 400; ",
-            "Petals observations/bulk answered 429; 0 of 7 days are in, waiting until ",
-            "oura_to_petals: Petals observations/bulk answered 401; ",
-            "Pushed 6 observations for 2 of 7 days, ",
+    @pytest.mark.parametrize("stored", [1, 0])
+    def test_has_the_command_if_the_run_fails_later(self, away, stored):
+        world = away(200)
+        world.petals.fail(BULK, *[well] * stored, httpx.Response(401))
+        ended = world.run(day="today")
+        lines = [line for line in ended.problems if " --days " in line]
+        assert (ended.code, len(lines)) == (1, 1 + stored)
+        assert [command(line)[1] for line in lines] == [before(90, TODAY), str(TODAY)][
+            -len(lines) :
         ]
-        for start in expected:
-            assert any(line.startswith(start) for line in lines)
-        assert lines[-1] == ""
 
-    @pytest.mark.parametrize("options", [["-q"], ["-v"], ["--days", "1"]], ids=" ".join)
-    def test_is_not_shown_otherwise(self, week, on_terminal, options):
-        assert "reading " not in on_terminal(week, "--days", "7", *options)
+    def test_is_not_looked_for_otherwise(self, away):
+        world = away(20)
+        assert world.run(day=str(TODAY)).code == 0
+        assert world.run("--dry-run", day="today").code == 0
+        assert (world.petals.pushed, world.petals.asked(LIST)) == ([str(TODAY)], [])
 
-    def test_is_not_shown_without_a_terminal(self, week):
-        assert week.run("--days", "7").err == ""
+    @pytest.mark.parametrize(
+        "fault",
+        [*map(httpx.Response, (401, 403, 429, 500, 502)), GONE, SILENT, CERTIFICATE, answer(200)]
+        + [answer(200, metrics=metrics) for metrics in ("x", ["x", {"slug": "oura_hrv"}])]
+        + [
+            answer(200, metrics=[{"slug": "oura_hrv", "stats": stats}])
+            for stats in ([], None, {"latestAt": 5}, {"latestAt": "soon"}, {"latestAt": None})
+        ],
+    )
+    def test_is_not_known_from_a_list_that_fails(self, away, fault):
+        world = away(20)
+        world.petals.fail(LIST, fault)
+        ended = world.run(day="today")
+        assert (ended.code, ended.err, world.waited) == (0, "", [])
+        assert world.petals.pushed == [str(TODAY)]
+        (asked,) = world.petals.asked(LIST)
+        assert max(asked.extensions["timeout"].values()) <= 10
+
+    def test_is_left_if_the_asked_days_cannot_be_read(self, away):
+        world = away(20)
+        world.oura.fail(SLEEP, UNDATED)
+        assert world.run(day="today").failed().startswith(f"{TODAY}: Oura sleep ")
+        assert (len(world.oura.requests), world.petals.pushed) == (3, [])
+
+    def test_is_told_if_only_a_later_part_of_the_asked_days_is_stored(self, away):
+        """The newer days hide what is missing before them from the next run."""
+        world = away(200)
+        world.oura.fail(SLEEP, UNDATED)
+        ended = world.run("--days", "120", day="today")
+        assert world.petals.pushed == [] or before(120, TODAY) in ended.err
+
+    def test_is_read_with_the_asked_days_as_a_whole(self, away):
+        """One night may lack readiness; several that lack it are a lapse of Oura."""
+        world = away(20)
+        world.oura.collections["daily_readiness"] = []
+        ended = world.run(day="today")
+        assert (ended.code, world.petals.pushed) == (1, [])
+        assert ended.problems[0].startswith(f"{before(20, TODAY)} to {TODAY}: Oura daily_readiness")
+
+    def test_is_left_to_the_next_run_if_that_is_interrupted(self, away):
+        world = away(20)
+        world.petals.fail(BULK, *[well] * 5, ctrl_c)
+        assert world.run("-q", day="today").code == 130
+        assert world.run(day="today").code == 0
+        assert world.petals.stored.keys() == {*self.days(20, 0)}
+
+    def test_does_not_hide_that_the_asked_days_have_no_data(self, away):
+        world = away(20)
+        remove(world, 0, 1, 2)
+        ended = world.run("--days", "3", day="today")
+        assert (ended.code, len(world.petals.pushed)) == (0, 18)
+        assert f"{before(2, TODAY)} to {TODAY}" in ended.err
+        assert "has the Oura app been opened?" in ended.err
+
+
+def test_progress_is_shown_and_removed(week, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", sys.stderr)  # one terminal
+    make_malformed(week, 3)
+    week.petals.fail(BULK, well, later(None, 503))
+    text = week.run("--days", "7").err
+    shown = [line.rpartition("\n")[2] for line in text.split(CLEAR)]
+    for facts in [
+        ("2026-06-04 to 2026-06-10",),
+        ("5 of 7 days", "2026-06-10"),
+        ("503", "1 second"),
+    ]:
+        assert any(all(fact in one for fact in facts) for one in shown)
+    stays = [line.rpartition(CLEAR)[2] for line in text.split("\n")]
+    assert [stays[0][:27], stays[2][:13], *stays[3:]] == [
+        "oura_to_petals: 2026-06-07:", "Pushed 18 obs", "",
+    ]  # fmt: skip
+    for options in ("-q", "-v"):
+        assert "reading" not in week.run("--days", "7", options).err

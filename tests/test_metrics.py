@@ -8,7 +8,6 @@ import pytest
 from fakes import (
     BULK,
     DAY,
-    LIST,
     READS,
     SINGLE,
     VALUES,
@@ -22,31 +21,10 @@ from fakes import (
 import oura_to_petals
 
 ALL = VALUES | {
-    "oura_sleep_minutes": 462,
-    "oura_sleep_score": 85,
-    "oura_hrv_ms": 54,
-    "oura_deep_minutes": 100,
-    "oura_rem_minutes": 102,
-    "oura_light_minutes": 260,
-    "oura_sleep_efficiency": 91,
-    "oura_lowest_heart_rate": 48,
-    "oura_respiratory_rate": 14.5,
-    "oura_temperature_deviation": -0.1,
-}
-LABELS = {
-    "oura_readiness": "Oura readiness score",
-    "oura_hrv": "Oura HRV balance",
-    "oura_sleep_minutes": "Oura sleep duration",
-    "oura_sleep_score": "Oura sleep score",
-    "oura_hrv_ms": "Oura overnight RMSSD",
-    "oura_deep_minutes": "Oura deep sleep",
-    "oura_rem_minutes": "Oura REM",
-    "oura_light_minutes": "Oura light sleep",
-    "oura_sleep_efficiency": "Oura time asleep in bed",
-    "oura_lowest_heart_rate": "Oura lowest heart rate",
-    "oura_respiratory_rate": "Oura respiratory rate",
-    "oura_temperature_deviation": "Oura temperature deviation",
-}
+    "oura_sleep_minutes": 462, "oura_sleep_score": 85, "oura_hrv_ms": 54, "oura_deep_minutes": 100,
+    "oura_rem_minutes": 102, "oura_light_minutes": 260, "oura_sleep_efficiency": 91,
+    "oura_lowest_heart_rate": 48, "oura_respiratory_rate": 14.5, "oura_temperature_deviation": -0.1,
+}  # fmt: skip
 SENTENCE = "Slept 7h42, readiness 82, HRV 54ms"
 NAP = {
     "seconds": 1800, "type": "sleep", "efficiency": 50, "lowest_heart_rate": 60,
@@ -64,63 +42,50 @@ def choose(monkeypatch):
 def night(world):
     """A night with a nap, and a Petals that knows all metrics."""
     world.petals = Petals(known=tuple(ALL))
-    world.oura.collections["sleep"] = [
-        session(**NAP),
-        session(),
-        session(seconds=30_000, type="rest", deep_sleep_duration=9000, average_hrv=99),
-    ]
+    false = session(seconds=30_000, type="rest", deep_sleep_duration=9000, average_hrv=99)
+    world.oura.collections["sleep"] = [session(**NAP), session(), false]
     return world
 
 
 def test_all_twelve_take_three_reads_and_one_push(night, choose):
     choose("all")
-    text = f"Pushed 12 observations for 2026-06-10. {SENTENCE}.\n"
-    assert night.run() == Ended(0, text, "")
+    assert night.run() == Ended(0, f"Pushed 12 observations for {DAY}. {SENTENCE}.\n", "")
     assert night.petals.stored == {str(DAY): ALL}
     assert sorted(request.url.path for request in night.oura.requests) == sorted(READS)
-    assert [request.url.path for request in night.petals.requests] == [LIST, BULK]
+    assert [request.url.path for request in night.petals.requests] == [BULK]
 
 
 @pytest.mark.parametrize(
     ("text", "slugs"),
     [
-        ("default", [*VALUES]),
-        ("oura-hrv-ms", ["oura_hrv_ms"]),
-        ("oura_hrv_ms", ["oura_hrv_ms"]),
+        ("default", [*VALUES]), ("oura-hrv-ms", ["oura_hrv_ms"]), ("oura_hrv_ms", ["oura_hrv_ms"]),
         (" oura-hrv-ms , oura_hrv-ms,Oura-Readiness,", ["oura_readiness", "oura_hrv_ms"]),
-        ("OURA_SLEEP_SCORE,Default", [*VALUES, "oura_sleep_score"]),
-        ("ALL, default", [*ALL]),
+        ("OURA_SLEEP_SCORE,Default", [*VALUES, "oura_sleep_score"]), ("ALL, default", [*ALL]),
     ],
-)
+)  # fmt: skip
 def test_metrics_are_chosen_by_slug(night, choose, text, slugs):
     choose(text)
     assert night.run().code == 0
     assert list(night.petals.stored[str(DAY)]) == slugs
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--dry-run", "--check"])
 @pytest.mark.parametrize(
     ("text", "named"),
-    [
-        ("oura-steps", "'oura-steps'"),
-        ("default,y,x", "'x', 'y'"),
-        (",", "''"),
-        ("all;default", "'all;default'"),
-    ],
-)
-@pytest.mark.parametrize("option", ["--quiet", "--dry-run", "--check"])
+    [("oura-steps", ["oura-steps"]), ("default,y,x", ["'x'"]), ("all;x", ["all;x"]), (",", [])],
+)  # fmt: skip
 def test_unknown_metric_is_exit_2_with_the_choice(night, choose, option, text, named):
     choose(text)
     problem = night.run(option).failed(code=2)
-    choice = ", ".join([*ALL, "all", "default"]).replace("_", "-")
-    assert problem == f"OURA_METRICS: there is no metric {named}: choose from {choice}"
+    choice = [slug.replace("_", "-") for slug in ALL]
+    assert all(fact in problem for fact in ["OURA_METRICS", *named, *choice, "all", "default"])
     assert night.oura.requests == []
 
 
 def test_sentence_is_the_same_for_all_choices(night, choose):
     for slug in ALL:
         choose(slug)
-        text = f"Pushed 1 observation for 2026-06-10. {SENTENCE}.\n"
-        assert night.run() == Ended(0, text, "")
+        assert night.run() == Ended(0, f"Pushed 1 observation for {DAY}. {SENTENCE}.\n", "")
         assert night.petals.stored == {str(DAY): {slug: ALL[slug]}}
 
 
@@ -141,13 +106,11 @@ def test_day_may_have_nothing_for_the_sentence(night, choose):
         ({"sleep": [session(seconds=-1)]}, "Readiness 82, HRV balance 77"),
         ({"sleep": [session(seconds="x")]}, "Readiness 82, HRV balance 77"),
     ],
-    ids=["readiness", "balance", "HRV", "HRV is text", "negative sleep", "sleep is text"],
 )
 def test_impossible_value_for_the_sentence_fails_nothing(night, choose, collections, sentence):
     choose("oura-sleep-score")
     night.oura.collections |= collections
-    text = f"Pushed 1 observation for 2026-06-10. {sentence}.\n"
-    assert night.run() == Ended(0, text, "")
+    assert night.run() == Ended(0, f"Pushed 1 observation for {DAY}. {sentence}.\n", "")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +124,8 @@ def test_impossible_value_for_the_sentence_fails_nothing(night, choose, collecti
         ("oura-sleep-efficiency", "sleep efficiency", [0, 100], [-1, 101]),
         ("oura-lowest-heart-rate", "sleep lowest_heart_rate", [20, 250], [19, 251]),
         ("oura-respiratory-rate", "sleep average_breath", [3, 60], [2.9, 61]),
-        (
-            "oura-temperature-deviation", "daily_readiness temperature_deviation",
-            [-10, 0, 10], [-10.1, 11, nan],
-        ),
+        ("oura-temperature-deviation", "daily_readiness temperature_deviation",
+         [-10, 0, 10], [-10.1, 11, nan]),
     ],
 )  # fmt: skip
 def test_each_metric_has_a_range(night, choose, slug, document, good, bad):
@@ -178,8 +139,7 @@ def test_each_metric_has_a_range(night, choose, slug, document, good, bad):
         assert night.petals.stored == {str(DAY): {slug.replace("-", "_"): sent}}
     for value in bad:
         night.oura.collections[collection] = [make(**{field: value})]
-        problem = f"2026-06-10: Oura {document} is not a number from "
-        assert night.run().failed().startswith(problem)
+        assert night.run().failed().startswith(f"2026-06-10: Oura {document} ")
     assert len(night.petals.asked(BULK)) == len(good)
 
 
@@ -188,8 +148,7 @@ def test_0_is_not_a_measurement(night, choose):
     zeros = {"average_hrv": 0, "lowest_heart_rate": 0, "average_breath": 0.0}
     night.oura.collections["sleep"] = [session(**zeros)]
     sentence = "Slept 7h12, readiness 82, HRV balance 77"
-    text = f"Pushed 9 observations for 2026-06-10. {sentence}.\n"
-    assert night.run() == Ended(0, text, "")
+    assert night.run() == Ended(0, f"Pushed 9 observations for {DAY}. {sentence}.\n", "")
     unmeasured = {"oura_hrv_ms", "oura_lowest_heart_rate", "oura_respiratory_rate"}
     assert ALL.keys() - night.petals.stored[str(DAY)].keys() == unmeasured
 
@@ -200,10 +159,11 @@ def test_each_metric_is_defined_with_its_words(night, choose):
     assert night.run().code == 0
     proposals = night.petals.sent(SINGLE)
     definitions = [proposal["metric"] for proposal in proposals]
-    assert {one["slug"]: one["label"] for one in definitions} == LABELS
-    assert len(proposals) == len({one["description"] for one in definitions}) == 12
-    units = [metric.unit for metric in oura_to_petals.METRICS.values()]
-    assert [one["unit"] for one in definitions] == units
+    metrics = oura_to_petals.METRICS.values()
+    words = [(one["slug"], one["label"], one["unit"]) for one in definitions]
+    assert words == [(one.petals_slug, one.label, one.unit) for one in metrics]
+    assert [slug for slug, *_ in words] == [*ALL]
+    assert len({one["description"] for one in definitions}) == 12
     for proposal in proposals:
         assert proposal["value"] < proposal["metric"]["validRangeMin"]
         assert proposal["occurredAt"] == "0000-01-01T00:00:00Z"
