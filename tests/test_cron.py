@@ -86,7 +86,6 @@ OUTPUT = [  # the options, where the output goes, and the exit code
     ("", "| true", 0),
     ("", ">&- 2>&-", 0),
     pytest.param("", "> /dev/full 2>&1", 0, marks=needs_full),
-    pytest.param("--days 0", "2> /dev/full", 2, marks=needs_full),
     ("--dry-run", "| true", 0),
     ("--help", "| true", 0),
     ("--demo", "| true", 0),

@@ -75,7 +75,7 @@ def service(world, path):
 
 def command(line):
     """The options of the command at the end of a line."""
-    python, script, *options = shlex.split(line[line.index(sys.executable) :])
+    python, script, *options = shlex.split(line[line.index(shlex.quote(sys.executable)) :])
     assert (python, script) == (sys.executable, str(oura_to_petals.SCRIPT))
     return options
 
