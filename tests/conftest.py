@@ -4,19 +4,19 @@ import os
 import shutil
 import signal
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import fakes
 import httpx
 import pytest
-import respx
 from fakes import Cron, World, hanging_ends
 
 import oura_to_petals
 
 CONTEXT = ssl.create_default_context()
+HOME = "home of a user"
 
 
 @contextmanager
@@ -32,14 +32,31 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     hanging_ends.set()
 
 
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an empty home. One for all tests, since to make one takes its time."""
+    folder = tmp_path_factory.mktemp("machine")
+    (folder / HOME).mkdir()
+    return folder
+
+
+@pytest.fixture
+def tmp_path(machine: Path) -> Iterator[Path]:
+    yield machine
+    for path in [*machine.iterdir(), *(machine / HOME).iterdir()]:
+        if path.is_dir() and path.name != HOME:
+            shutil.rmtree(path)
+        elif path.name != HOME:
+            path.unlink()
+
+
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A machine without settings: no environment, an empty home, and no `.env` anywhere."""
     for name in os.environ:
         if not name.startswith("PYTEST"):
             monkeypatch.delenv(name)
-    home = tmp_path / "home of a user"
-    home.mkdir()
+    home = tmp_path / HOME
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.chdir(home)
@@ -49,26 +66,22 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A personal access token and a key for Petals."""
+def world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Both services with a night of `DAY`, and the keys for them."""
     monkeypatch.setenv("OURA_TOKEN", fakes.TOKEN)
     monkeypatch.setenv("PETALS_API_KEY", fakes.KEY)
+    waited: list[float] = []
+    monkeypatch.setattr(oura_to_petals, "sleep", waited.append)
+    world = World(fakes.Oura(), fakes.Petals(), capsys, waited)
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, one: world.answer(one))
+    yield world
+    hanging_ends.set()  # as long as the network is not there
 
 
 @pytest.fixture
-def world(
-    capsys: pytest.CaptureFixture[str], keys: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[World]:
-    """Both services with a night of `DAY`, and the keys for them."""
-    waited: list[float] = []
-    monkeypatch.setattr(oura_to_petals, "sleep", waited.append)
-    with respx.mock(assert_all_called=False) as router:
-        world = World(fakes.Oura(), fakes.Petals(), router, capsys, waited)
-        router.route(host="api.ouraring.com").mock(side_effect=world.oura)
-        router.route(host="moi.ouraring.com").mock(side_effect=world.oura)
-        router.route(host="petals.chat").mock(side_effect=lambda request: world.petals(request))
-        yield world
-        hanging_ends.set()  # as long as the routes are there
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Choose metrics."""
+    return lambda text: monkeypatch.setenv("OURA_METRICS", text)
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from typing import Any
 
 import httpx
 import pytest
-import respx
 
 import oura_to_petals
 
@@ -48,6 +47,12 @@ PUSHED = f"Pushed 3 observations for 2026-06-10. {SENTENCE}.\n"
 SCRIPT = Path(oura_to_petals.__file__)
 Fault = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response | None]
 
+REFUSED = httpx.ConnectError("[Errno 111] Connection refused")
+GONE = httpx.ConnectError("[Errno -3] Temporary failure in name resolution")
+SLOW = httpx.ReadTimeout("The read timed out")
+CERTIFICATE = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
+PAGE = httpx.Response(200, html="<html><h1>Welcome</h1></html>")
+
 
 def before(days: int, day: date = DAY) -> str:
     """The day that is so many days before `DAY`."""
@@ -56,6 +61,11 @@ def before(days: int, day: date = DAY) -> str:
 
 def answer(status: int, **content: object) -> httpx.Response:
     return httpx.Response(status, json=content)
+
+
+def later(status: int, seconds: object) -> httpx.Response:
+    """A fault that says when to try again."""
+    return httpx.Response(status, headers={"Retry-After": str(seconds)})
 
 
 def well(_: httpx.Request) -> None:
@@ -452,13 +462,26 @@ class Ended:
 
 @dataclass
 class World:
-    """Both services behind respx, and the command line in front of them."""
+    """Both services in place of the network, and the command line in front of them."""
 
     oura: Oura
     petals: Any
-    router: respx.MockRouter
     capsys: pytest.CaptureFixture[str]
     waited: list[float]  # the seconds that the run slept, which are not really slept
+    petals_host: str = "petals.chat"
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        """Answer as the service at this host. At any other host there is none."""
+        servers = {"api.ouraring.com": self.oura, "moi.ouraring.com": self.oura}
+        response = {**servers, self.petals_host: self.petals}[request.url.host](request)
+        return httpx.Response(
+            response.status_code, headers=response.headers, stream=response.stream
+        )
+
+    def fail(self, path: str, *faults: Fault, times: int = 1) -> None:
+        """Let the service that has this path fail, as in `FakeServer.fail`."""
+        service = self.petals if path in (LIST, SINGLE, BULK) else self.oura
+        service.fail(path, *faults, times=times)
 
     def run(self, *argv: str, day: str | None = str(DAY)) -> Ended:
         """Run the command line, for `DAY` unless another one or none is named."""

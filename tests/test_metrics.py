@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from math import nan
+from math import inf, nan
 
 import pytest
-from fakes import (
-    BULK,
-    DAY,
-    READS,
-    SINGLE,
-    VALUES,
-    Ended,
-    Petals,
-    daily_sleep,
-    readiness,
-    session,
-)
+
+# isort: off
+from fakes import BULK, DAY, READS, SINGLE, VALUES
+from fakes import Ended, Petals, daily_sleep, readiness, session
 
 import oura_to_petals
 
@@ -31,11 +23,6 @@ NAP = {
     "deep_sleep_duration": 600, "rem_sleep_duration": None, "light_sleep_duration": 1200,
     "average_breath": 20, "average_hrv": 20,
 }  # fmt: skip
-
-
-@pytest.fixture
-def choose(monkeypatch):
-    return lambda text: monkeypatch.setenv("OURA_METRICS", text)
 
 
 @pytest.fixture
@@ -116,6 +103,11 @@ def test_impossible_value_for_the_sentence_fails_nothing(night, choose, collecti
 @pytest.mark.parametrize(
     ("slug", "document", "good", "bad"),
     [
+        ("oura-readiness", "daily_readiness score", [0, 100],
+         [-1, 101, "82", True, [82], {"value": 82}, nan, inf, 10**400]),
+        ("oura-hrv", "daily_readiness hrv_balance", [0, 100], [100.5, "77"]),
+        ("oura-hrv", "daily_readiness contributors", [], [[77], "77", False]),
+        ("oura-sleep-minutes", "sleep total_sleep_duration", [0, 86_400], [-1, 86_401, "7h", nan]),
         ("oura-sleep-score", "daily_sleep score", [0, 100], [-1, 101, "x"]),
         ("oura-hrv-ms", "sleep average_hrv", [1, 500], [-1, 501, True]),
         ("oura-deep-minutes", "sleep deep_sleep_duration", [0, 86_400], [-1, 86_401, []]),
@@ -139,7 +131,11 @@ def test_each_metric_has_a_range(night, choose, slug, document, good, bad):
         assert night.petals.stored == {str(DAY): {slug.replace("-", "_"): sent}}
     for value in bad:
         night.oura.collections[collection] = [make(**{field: value})]
-        assert night.run().failed().startswith(f"2026-06-10: Oura {document} ")
+        problem = night.run().failed()
+        assert (problem.startswith(f"2026-06-10: Oura {collection} "), field in problem) == (
+            True,
+            True,
+        )
     assert len(night.petals.asked(BULK)) == len(good)
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from fakes import BULK, KEY, LIST, PUSHED, READINESS, SLEEP, TOKEN, TOKENS, Ended, answer
 
@@ -214,15 +215,14 @@ WRONG = [
     "https://user:hunter2@api.example", "https://api.example\\@evil.example", "api.example",
     "https://api.example?x=1", "https://api.example/#x", "https://api.example:port", "ftp://api",
 ]  # fmt: skip
-IMPOSSIBLE = ["[1::2::3]", "xn--a.example", "a..b.example", ".example", f"{'a' * 64}.example"]
 
 
 class TestAddresses:
     @pytest.mark.parametrize("host", RIGHT)
     def test_https_and_local_ones_are_accepted(self, world, host, monkeypatch):
         monkeypatch.setenv("PETALS_HOST", host)
-        world.router.route(url__startswith=host.rstrip("/")).mock(side_effect=world.petals)
-        world.run()
+        world.petals_host = httpx.URL(host).host
+        assert world.run().code == 0
         assert str(world.petals.requests[0].url) == f"{host.rstrip('/')}{BULK}"
 
     @pytest.mark.parametrize("host", WRONG)
@@ -233,12 +233,6 @@ class TestAddresses:
             monkeypatch.setenv(name, host)
         problem = refused(no_keys, "--login")
         assert (names_in(problem), "hunter2" in problem) == (names, False)
-
-    @pytest.mark.parametrize("host", IMPOSSIBLE)
-    def test_an_impossible_one_is_no_bug(self, world, host, monkeypatch):
-        monkeypatch.setenv("OURA_HOST", f"https://{host}")
-        world.router.route(url__startswith=f"https://{host}").pass_through()
-        assert "OURA_HOST" in world.run().failed()
 
     @pytest.mark.parametrize("value", ["nonsense://user:hunter2@proxy", "http://[::1:80"])
     def test_an_impossible_proxy_names_its_settings(self, world, monkeypatch, value):
