@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,10 @@ def world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     world = World(fakes.Oura(), fakes.Petals(), capsys, waited)
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, one: world.answer(one))
     yield world
-    hanging_ends.set()  # as long as the network is not there
+    hanging_ends.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPool"):  # one of a run that was given up may still ask
+            thread.join(0.1)  # or one waits for work, and is collected later
 
 
 @pytest.fixture

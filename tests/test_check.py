@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 from datetime import date, timedelta
 
-import httpx
 import pytest
 
 # isort: off
 from fakes import BULK, DAILY_SLEEP, LIST, SINGLE
-from fakes import ArrayPetals, Ended, Petals, answer, session
+from fakes import GONE, PAGE, SLOW, ArrayPetals, Ended, Petals, answer, session
 
-GONE = httpx.ConnectError("[Errno -3] Temporary failure in name resolution")
-SLOW = httpx.ReadTimeout("The read timed out")
 TODAY, YESTERDAY = date.today(), date.today() - timedelta(days=1)
-PAGE = httpx.Response(200, html="<html><h1>Welcome</h1></html>")
 
 
 def check(world, *options):
@@ -117,7 +113,6 @@ def test_two_services_that_are_out_of_reach_take_ten_seconds_each(world):
     assert [len(world.oura.asked(DAILY_SLEEP)), len(world.petals.asked(LIST))] == [4, 4]
 
 
-@pytest.mark.parametrize("listed", [answer(404), answer(405), answer(202, jobId="job-1")])
 @pytest.mark.parametrize(
     ("bulk", "code", "said"),
     [
@@ -130,11 +125,8 @@ def test_two_services_that_are_out_of_reach_take_ten_seconds_each(world):
         *((other, 1, "PETALS_HOST") for other in (answer(202, jobId=""), answer(202), PAGE)),
     ],
 )  # fmt: skip
-def test_an_empty_array_tells_a_server_of_the_guide_from_a_wrong_address(
-    world, listed, bulk, code, said
-):
-    world.petals = ArrayPetals()
-    world.petals.fail(LIST, listed)
+def test_an_empty_array_tells_a_server_of_the_guide_from_a_wrong_address(world, bulk, code, said):
+    world.petals = ArrayPetals()  # without a list
     world.petals.fail(BULK, bulk, times=9)
     ended_with, works, fails = check(world)
     assert (ended_with, "Petals" in works) == (code, code == 0)
@@ -143,8 +135,7 @@ def test_an_empty_array_tells_a_server_of_the_guide_from_a_wrong_address(
     assert world.petals.rows == []
 
 
-@pytest.mark.parametrize("status", [400, 500])
-def test_a_front_that_hides_the_list_looks_like_a_server_of_the_guide(world, status):
-    world.petals.fail(LIST, answer(404))
-    world.petals.wrong_form = status
+@pytest.mark.parametrize("listed", [answer(404), answer(405), answer(202, jobId="job-1")])
+def test_a_front_that_hides_the_list_looks_like_a_server_of_the_guide(world, listed):
+    world.petals.fail(LIST, listed)
     assert check(world)[0] == 0

@@ -12,14 +12,7 @@ from pathlib import Path
 import dotenv
 import httpx
 import pytest
-from fakes import (
-    BULK,
-    LIST,
-    READINESS,
-    SCRIPT,
-    TOKENS,
-    answer,
-)
+from fakes import BULK, CERTIFICATE, LIST, READINESS, REFUSED, SCRIPT, TOKENS, answer
 
 import oura_to_petals
 
@@ -111,10 +104,9 @@ def test_the_readme_is_short():
 
 # --- Messages ----------------------------------------------------------------------------------
 
-CERTIFICATE = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local"
 FAULTS = [
-    (READINESS, httpx.ConnectError(CERTIFICATE)),
-    (READINESS, httpx.ConnectError("[Errno 111] Connection refused")),
+    (READINESS, CERTIFICATE),
+    (READINESS, REFUSED),
     (READINESS, httpx.ReadTimeout("The read operation timed out")),
     (READINESS, answer(200, data=[])),
     (BULK, httpx.Response(403, html="<h1>Blocked</h1>")),
@@ -135,8 +127,7 @@ def said(week, monkeypatch):
     for options in ([], ["--demo"], ["--check"], ["--days", "7"]):
         run(*options)
     for path, fault in FAULTS:
-        service = week.petals if path in (LIST, BULK) else week.oura
-        service.fail(path, fault, times=40)
+        week.fail(path, fault, times=40)
         if path == TOKENS:
             Path("tokens.json").write_text('{"access_token": "a", "refresh_token": "b"}')
             monkeypatch.setenv("OURA_TOKEN_FILE", "~/tokens.json")
@@ -145,7 +136,8 @@ def said(week, monkeypatch):
             monkeypatch.delenv("OURA_TOKEN")
         run("--days", "7")
         run("--check")
-        service.faults.clear()
+        week.oura.faults.clear()
+        week.petals.faults.clear()
     week.oura.tokens = {"a"}
     week.oura.empty()
     run()
