@@ -111,15 +111,10 @@ def main() -> None:
         slow_morning = far.measure("script, 100 ms", script, 1)
         year = Served(stack, home, Petals(), 0.05).measure("script, 50 ms", script, 365)
 
-        print(
-            f"Python {sys.version.split()[0]}, {options.rounds} rounds, in an environment of HOME"
-        )
-        print(
-            "and PATH alone. So all is compiled but the script. Each run ends today.\n\n| |", end=""
-        )
-        print(
-            " median s | spread s | processor s | requests | peak MiB |\n|---|---|---|---|---|---|"
-        )
+        print(f"Python {sys.version.split()[0]}, {options.rounds} rounds, HOME and PATH alone.")
+        print("So all is compiled but the script. Each run ends today.\n")
+        print("| | median s | spread s | processor s | requests | peak MiB |")
+        print("|---|---|---|---|---|---|")
         short = [bare, with_tls, morning, slow_morning]
         for measure in short:  # fill the caches
             measure.run(env)

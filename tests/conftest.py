@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakes
 import httpx
@@ -102,6 +103,16 @@ def array_world(world: World) -> World:
     world.oura.collections["daily_sleep"] = [fakes.daily_sleep(total_sleep_duration=25_920)]
     world.oura.collections["sleep"] = None
     return world
+
+
+@pytest.fixture
+def served() -> Iterator[SimpleNamespace]:
+    """Both services on a local port, and the settings for them."""
+    oura, petals = fakes.Oura(), fakes.Petals()
+    with fakes.local_server(oura, petals) as host:
+        env = {"OURA_TOKEN": fakes.TOKEN, "PETALS_API_KEY": fakes.KEY}
+        env |= {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
+        yield SimpleNamespace(oura=oura, petals=petals, env=env)
 
 
 @pytest.fixture

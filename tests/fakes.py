@@ -443,10 +443,18 @@ class Ended:
     err: str
 
     @property
+    def commands(self) -> list[list[str]]:
+        """The options of the commands that the run gave, each at the end of a line."""
+        program = shlex.join([sys.executable, str(oura_to_petals.SCRIPT), "--date"])
+        lines = [line for line in self.problems if " --days " in line]
+        return [shlex.split(f"--date{line.split(program)[1]}") for line in lines]
+
+    @property
     def command(self) -> list[str]:
-        """The options of the command that the run gave to go on with."""
-        (line,) = [line for line in self.problems if " --date " in line and " --days " in line]
-        return shlex.split(line[line.index("--date") :])
+        """The options of the one command, in the last line, that sends what is missing."""
+        (command,) = self.commands
+        assert " --days " in self.problems[-1]
+        return command
 
     @property
     def problems(self) -> list[str]:

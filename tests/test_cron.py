@@ -21,32 +21,11 @@ import pytest
 import oura_to_petals
 
 # isort: off
-from fakes import BULK, DAY, KEY, LIST, SCRIPT, SLEEP, TOKEN, VALUES
-from fakes import (
-    Ended,
-    Oura,
-    Petals,
-    before,
-    ended,
-    hang,
-    interrupt,
-    local_server,
-    wait_until,
-    well,
-)
+from fakes import BULK, DAY, LIST, SCRIPT, SLEEP, VALUES, Ended
+from fakes import before, ended, hang, interrupt, wait_until, well
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
-
-
-@pytest.fixture
-def served():
-    """Both services on a local port, and the settings for them."""
-    oura, petals = Oura(), Petals()
-    with local_server(oura, petals) as host:
-        env = {"OURA_TOKEN": TOKEN, "PETALS_API_KEY": KEY}
-        env |= {"OURA_HOST": host, "PETALS_HOST": f"{host}/"}
-        yield types.SimpleNamespace(oura=oura, petals=petals, env=env)
 
 
 def write_env_file(path, env):

@@ -13,7 +13,7 @@ import oura_to_petals
 
 # isort: off
 from fakes import BULK, DAILY_SLEEP, READINESS, READS, SLEEP
-from fakes import CERTIFICATE, GONE, KEY, PAGE, PUSHED, REFUSED, SCRIPT, SLOW, TOKEN
+from fakes import CERTIFICATE, DAY, GONE, KEY, PAGE, PUSHED, REFUSED, SCRIPT, SLOW, TOKEN
 from fakes import Ended, answer, before, daily_sleep, later, local_server, readiness, well
 
 CREATE_SSL_CONTEXT = httpx.create_ssl_context
@@ -269,13 +269,14 @@ def test_a_bug_is_one_line_without_keys(world, monkeypatch):
     [
         *(httpx.Response(200, text=text) for text in ("[", "[" * 100_000, "[]", "{}")),
         *(answer(200, data=data) for data in (None, {"score": 1}, [readiness(), 5])),
+        *(answer(200, data=[readiness(), {"day": day}]) for day in (None, f"{DAY}T07:00", "soon")),
         answer(200, data=[readiness(), {"score": 1}]),
         httpx.Response(204),
     ],
 )
 def test_a_page_in_another_form_fails_the_read(world, page):
     world.oura.fail(DAILY_SLEEP, page)
-    assert "daily_sleep" in world.run().failed()
+    assert world.run().failed().startswith("2026-06-10: Oura daily_sleep ")
     assert world.petals.requests == []
 
 

@@ -134,16 +134,6 @@ def test_total_in_daily_sleep_is_preferred(world, total, minutes):
     assert world.petals.stored_once(oura_sleep_minutes=minutes)
 
 
-@pytest.mark.parametrize("day", [None, f"{DAY}T07:00:00", "soon"], ids=["null", "a time", ""])
-@pytest.mark.parametrize("path", READS)
-def test_document_without_a_readable_day_fails_the_read(world, path, day):
-    collection = path.rpartition("/")[2]
-    world.oura.collections[collection].append({**session(), "day": day})
-    problem = world.run().failed()
-    assert problem.startswith(f"2026-06-10: Oura {collection} ")
-    assert world.petals.sent(BULK) == []
-
-
 @pytest.mark.parametrize("collection", ["daily_readiness", "daily_sleep"])
 def test_last_of_two_documents_of_a_day_counts(world, choose, collection):
     choose("oura-readiness,oura-sleep-score")

@@ -18,7 +18,6 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import fakes
@@ -163,43 +162,42 @@ def login(signed_in, monkeypatch):
 
 
 @pytest.fixture
-def served(cron, signed_in):
-    """Both services on a local port, and the environment of a process that uses them."""
-    oura = fakes.Oura()
-    oura.tokens = set()
-    with fakes.local_server(oura, fakes.Petals()) as host:
-        env = {"PETALS_API_KEY": KEY, "OURA_HOST": host, "PETALS_HOST": host}
-        env |= {f"OURA_{name.upper()}": value for name, value in CLIENT.items()}
-        env |= {"OURA_AUTHORIZE_URL": f"{host}/authorize", "OURA_TOKEN_URL": f"{host}{TOKENS}"}
-        yield SimpleNamespace(cron=cron, oura=oura, env=env)
+def by_sign_in(served, signed_in):
+    """Both services on a local port, and the sign-in in place of a personal token."""
+    host = served.env["OURA_HOST"]
+    served.oura.tokens = set()
+    served.env |= {f"OURA_{name.upper()}": value for name, value in CLIENT.items()}
+    served.env |= {"OURA_AUTHORIZE_URL": f"{host}/authorize", "OURA_TOKEN_URL": f"{host}{TOKENS}"}
+    del served.env["OURA_TOKEN"]
+    return served
 
 
 class TestLogin:
-    def test_from_the_address_to_the_first_night(self, served, port):
+    def test_from_the_address_to_the_first_night(self, cron, by_sign_in, port):
         FILE.unlink()
         FILE.parent.rmdir()
         redirect = f"http://localhost:{port}/callback/"
-        run = served.cron.start("--login", **served.env, OURA_REDIRECT_URI=redirect)
+        run = cron.start("--login", **by_sign_in.env, OURA_REDIRECT_URI=redirect)
         end = threading.Timer(20, run.kill)
         end.start()
         shown = ""
         while not address_in(shown) and (line := run.stdout.readline()):
             shown += line
-        back = httpx.URL(served.oura.authorize(address_in(shown)))
+        back = httpx.URL(by_sign_in.oura.authorize(address_in(shown)))
         assert visit(port, f"GET {back.raw_path.decode()} HTTP/1.1\r\n\r\n") == 200
         assert run.wait(10) == 0  # while its stdin is still open
         end.cancel()
         shown += run.stdout.read()
-        command = shlex.join([sys.executable, str(served.cron.script.resolve()), "--date", "today"])
+        command = shlex.join([sys.executable, str(cron.script.resolve()), "--date", "today"])
         assert not missing(shown, redirect, FILE.absolute(), command)
         assert run.stderr.read() == ""
-        (form,) = served.oura.forms
+        (form,) = by_sign_in.oura.forms
         assert re.fullmatch(r"[\w.~-]{43,128}", form["code_verifier"], re.ASCII)
         assert form["code_verifier"] not in shown
         assert len(back.params["state"]) > 20
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (FILE, FILE.parent)]
         assert (modes, list(FILE.parent.iterdir())) == ([0o600, 0o700], [FILE])
-        assert served.cron.run("--date", str(DAY), **served.env) == Ended(0, PUSHED, "")
+        assert cron.run("--date", str(DAY), **by_sign_in.env) == Ended(0, PUSHED, "")
 
     def test_oura_is_asked_for_the_permission_daily(self, login, monkeypatch):
         place = "https://moi.ouraring.com/oauth/v2/ext/oauth"
@@ -341,8 +339,8 @@ class TestLogin:
             assert (done.code, login.oura.requests) == (1, [])
             assert not missing(done.problems[0], "input", "end", login_command())
 
-    def test_a_closed_stdin_is_an_end_of_input(self, served):
-        done = served.cron.shell("$SCRIPT --login <&-", **served.env, OURA_REDIRECT_URI=REDIRECT)
+    def test_a_closed_stdin_is_an_end_of_input(self, cron, by_sign_in):
+        done = cron.shell("$SCRIPT --login <&-", **by_sign_in.env, OURA_REDIRECT_URI=REDIRECT)
         assert (done.code, missing(done.err, "input", "--login"), tokens()) == (1, [], OLD)
 
 
@@ -460,14 +458,14 @@ class TestTokenFile:
         assert (done.code, signed_in.oura.requests) == (1, [])
         assert f"another process holds {FILE.absolute()}" in done.problems[0]
 
-    def test_two_runs_spend_a_refresh_token_once(self, served):
+    def test_two_runs_spend_a_refresh_token_once(self, cron, by_sign_in):
         both_read = threading.Event()
         for path in READS:
-            served.oura.fail(path, lambda _: both_read.wait(10) and None)
-            served.oura.fail(path, lambda _: both_read.set())
-        runs = [served.cron.start("--date", str(DAY), **served.env) for _ in range(2)]
+            by_sign_in.oura.fail(path, lambda _: both_read.wait(10) and None)
+            by_sign_in.oura.fail(path, lambda _: both_read.set())
+        runs = [cron.start("--date", str(DAY), **by_sign_in.env) for _ in range(2)]
         assert [fakes.ended(run) for run in runs] == [Ended(0, PUSHED, "")] * 2
-        assert served.oura.forms == [RENEWAL]
+        assert by_sign_in.oura.forms == [RENEWAL]
 
 
 class TestRenewal:
