@@ -72,6 +72,14 @@ def well(_: httpx.Request) -> None:
     """A fault that is none: the server answers as usual."""
 
 
+def write(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
+    """Write a file with keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.chmod(mode)
+    return path
+
+
 # --- Documents, in the form of Oura API 2.0 ----------------------------------------------------
 
 

@@ -22,15 +22,14 @@ import oura_to_petals
 
 # isort: off
 from fakes import BULK, DAY, LIST, SCRIPT, SLEEP, VALUES, Ended
-from fakes import before, ended, hang, interrupt, wait_until, well
+from fakes import before, ended, hang, interrupt, wait_until, well, write
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
 
 
 def write_env_file(path, env):
-    path.touch(0o600)
-    path.write_text("".join(f"{name}={value}\n" for name, value in env.items()))
+    write(path, "".join(f"{name}={value}\n" for name, value in env.items()))
 
 
 def test_the_line_of_the_crontab_sends_last_night(cron, served):

@@ -145,8 +145,10 @@ def test_a_proxy_that_fails_is_told_without_its_password(world):
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "all_proxy"])
 @pytest.mark.parametrize(
-    ("url", "code"), [("ftp://x", 2), ("http://x:y", 2), ("socks4://x", 2), ("http://x:999999", 1)]
-)
+    ("url", "code"),
+    [*((url, 2) for url in ("ftp://x", "http://x:y", "socks4://x", "http://[::1:80")),
+     ("http://x:999999", 1)],
+)  # fmt: skip
 def test_a_proxy_that_cannot_be_used_is_told(run_at, monkeypatch, variable, url, code):
     monkeypatch.setenv(variable, url.replace("//x", "//me:hunter22@127.0.0.1"))
     problem = run_at("https://services.example").failed(code)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fakes import BULK, KEY, LIST, PUSHED, READINESS, SLEEP, TOKEN, TOKENS, Ended, answer
+from fakes import BULK, KEY, LIST, PUSHED, READINESS, SLEEP, TOKEN, TOKENS, Ended, answer, write
 
 import oura_to_petals
 
@@ -30,13 +30,6 @@ def no_keys(world, monkeypatch):
 def beside():
     """The place of the `.env` file beside the script."""
     return oura_to_petals.SCRIPT.with_name(".env")
-
-
-def write(path, content, mode=0o600):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    path.chmod(mode)
-    return path
 
 
 def refused(world, *options):
@@ -233,13 +226,6 @@ class TestAddresses:
             monkeypatch.setenv(name, host)
         problem = refused(no_keys, "--login")
         assert (names_in(problem), "hunter2" in problem) == (names, False)
-
-    @pytest.mark.parametrize("value", ["nonsense://user:hunter2@proxy", "http://[::1:80"])
-    def test_an_impossible_proxy_names_its_settings(self, world, monkeypatch, value):
-        monkeypatch.setenv("HTTPS_PROXY", value)
-        problem = refused(world)
-        names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"]
-        assert ([name for name in names if name in problem], "hunter2" in problem) == (names, False)
 
 
 class TestKeys:
