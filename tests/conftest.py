@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import fakes
 import httpx
 import pytest
+import respx
 from fakes import Cron, World, hanging_ends
 
 import oura_to_petals
@@ -74,13 +75,14 @@ def world(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PETALS_API_KEY", fakes.KEY)
     waited: list[float] = []
     monkeypatch.setattr(oura_to_petals, "sleep", waited.append)
-    world = World(fakes.Oura(), fakes.Petals(), capsys, waited)
-    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lambda _, one: world.answer(one))
-    yield world
-    hanging_ends.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("ThreadPool"):  # one of a run that was given up may still ask
-            thread.join(0.1)  # or one waits for work, and is collected later
+    with respx.mock(assert_all_called=False) as router:
+        world = World(fakes.Oura(), fakes.Petals(), router, capsys, waited)
+        router.route().mock(side_effect=world.answer)
+        yield world
+        hanging_ends.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("ThreadPool"):  # one of a run that was given up may still ask
+                thread.join(0.1)  # or one waits for work, and is collected later
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 import pytest
+import respx
 
 import oura_to_petals
 
@@ -478,10 +479,11 @@ class Ended:
 
 @dataclass
 class World:
-    """Both services in place of the network, and the command line in front of them."""
+    """Both services behind respx, and the command line in front of them."""
 
     oura: Oura
     petals: Any
+    router: respx.MockRouter
     capsys: pytest.CaptureFixture[str]
     waited: list[float]  # the seconds that the run slept, which are not really slept
     petals_host: str = "petals.chat"
@@ -489,10 +491,7 @@ class World:
     def answer(self, request: httpx.Request) -> httpx.Response:
         """Answer as the service at this host. At any other host there is none."""
         servers = {"api.ouraring.com": self.oura, "moi.ouraring.com": self.oura}
-        response = {**servers, self.petals_host: self.petals}[request.url.host](request)
-        return httpx.Response(
-            response.status_code, headers=response.headers, stream=response.stream
-        )
+        return {**servers, self.petals_host: self.petals}[request.url.host](request)
 
     def fail(self, path: str, *faults: Fault, times: int = 1) -> None:
         """Let the service that has this path fail, as in `FakeServer.fail`."""

@@ -17,7 +17,6 @@ from fakes import CERTIFICATE, DAY, GONE, KEY, PAGE, PUSHED, REFUSED, SCRIPT, SL
 from fakes import Ended, answer, before, daily_sleep, later, local_server, readiness, well
 
 CREATE_SSL_CONTEXT = httpx.create_ssl_context
-NETWORK = httpx.HTTPTransport.handle_request
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 IMPOSSIBLE = ["[1::2::3]", "xn--a.example", "a..b.example", ".example", f"{'a' * 64}.example"]
 
@@ -129,8 +128,9 @@ def run_at(world, monkeypatch):
         monkeypatch.setenv("PETALS_HOST", host)
         return world.run()
 
-    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", NETWORK)
-    return run
+    world.router.stop()
+    yield run
+    world.router.start()
 
 
 def test_a_proxy_that_fails_is_told_without_its_password(world):
