@@ -33,6 +33,7 @@ try:
     import signal
     import socket
     import stat
+    import traceback
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from contextlib import contextmanager, redirect_stdout, suppress
@@ -63,17 +64,10 @@ ONE_DAY = timedelta(days=1)
 
 # --- Failures -----------------------------------------------------------------------------------
 
-
-Cause = Literal[  # what a failure comes from
-    "setting",  # the exit code is 2
-    "documents",  # what Oura's documents hold
-    "certificate",  # the server's is not accepted
-    "no connection",
-    "no answer",  # the connection was there, and broke or took too long
-    "status",  # of an answer
-    "passing",  # a refusal by Petals that may not come again
-    "other",
-]
+# "setting": the exit code is 2. "documents": what Oura's documents hold. "certificate": it is not
+# accepted. "no answer": the connection was there, and broke or took too long. "passing": a refusal
+# by Petals that may not come again. "": anything else, such as most answers with a status.
+Cause = Literal["setting", "documents", "certificate", "no connection", "no answer", "passing", ""]
 
 
 @dataclass(eq=False, repr=False)
@@ -82,11 +76,10 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
 
     reason: str
     advice: str = ""  # what to do
-    cause: Cause = "other"
+    cause: Cause = ""
     status: int = 0  # of the answer, if there was one
     body: str = ""  # of the answer: it may hold a secret
     retry_after: float | None = None  # seconds that the server asks to wait
-    stored: int = 0  # observations of a day that Petals has stored all the same
     at_proposal: bool = False  # whether a metric was proposed, see `Petals.propose`
 
     def __str__(self) -> str:
@@ -96,12 +89,12 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         """Return how often something is tried that fails so."""
         if self.cause == "no connection":
             return 6  # in half a minute: at wake-up, the network comes late
-        if self.cause == "no answer":
-            # Several proposals may each lose their answer, and Petals has the metrics all the same.
-            return 4 if self.at_proposal else 2
+        # Several proposals may each lose their answer, and Petals has the metrics all the same.
+        if self.cause == "no answer" and not self.at_proposal:
+            return 2
         status = self.status
         is_passing = status in (408, 429) or (status >= 500 and status not in (501, 505))
-        return 4 if is_passing or self.cause == "passing" else 1
+        return 4 if is_passing or self.at_proposal or self.cause == "passing" else 1
 
     def is_outage(self) -> bool:
         """Return whether `--wait` waits. Not for a plain 500, which one day may get for good."""
@@ -161,7 +154,6 @@ class VerboseHandler(logging.Handler):
     """With `-v`: the requests, which httpx logs, and what is tried again."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a log record to stderr."""
         warn(record.getMessage())
 
 
@@ -176,7 +168,6 @@ def quoted(answer: Any) -> str:
 
 # --- Settings -----------------------------------------------------------------------------------
 # Each one comes from the environment, else from the .env file, else it has its default.
-
 
 LOCAL = r"http://(localhost|127\.0\.0\.1|\[::1\])"
 ADDRESS = rf"(https://([\w.-]+|\[[\da-f:.]+\])|{LOCAL})(:\d{{1,5}})?(/[^\s?#@\\]*)?"
@@ -216,18 +207,42 @@ class Settings(dict[str, str]):
 
     __repr__ = object.__repr__  # without the values
 
-    named_file: Path | None = None  # with --env-file
-    env_places: Sequence[Path] = ()  # where `.env` was found, else was looked for
-    for_reading: Sequence[str] = ()  # names of the settings that it takes to read from Oura
-    origins: Mapping[str, str]  # as in "OURA_TOKEN from the environment"
+    def __init__(self, named_file: Path | None) -> None:
+        """Load the settings. Raises `Failure` if the `.env` file cannot be read."""
+        defaults = {name: default for name, (default, _) in SETTINGS.items()}
+        self.env_option: list[str] = []
+        places = []
+        if "site-packages" not in SCRIPT.parts:  # an update removes what is there
+            places.append(SCRIPT.with_name(".env"))
+        config = Path(os.path.expanduser("~/.config"))
+        if config.is_absolute():  # else this account has no home folder
+            places.append(config / INSTALLED_NAME / ".env")
+        found = [path for path in places if os.path.exists(path)][:1]
+        if named_file:  # each of several people may have one, so the sign-in is beside it
+            found = [Path(os.path.expanduser(named_file)).absolute()]
+            self.env_option = ["--env-file", str(found[0])]
+            defaults["OURA_TOKEN_FILE"] = f"{found[0]}.oura-token.json"
+        # The file that was read, else where one could be.
+        self.env_file = " or ".join(map(str, found or places)) or "the environment"
+        in_file = read_env_file(found[0]) if found else {}
+        for name, default in defaults.items():
+            self[name] = os.environ.get(name, "").strip() or in_file.get(name) or default
+        self["OURA_TOKEN_FILE"] = os.path.expanduser(self["OURA_TOKEN_FILE"])
+        self.for_reading: Sequence[str] = PERSONAL_TOKEN if self["OURA_TOKEN"] else SIGN_IN
+        for name in ("OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY"):
+            SECRETS.add(self[name])
+
+    def origin(self, name: str) -> str:
+        """Return a setting with its place, as in `OURA_TOKEN from the environment`."""
+        is_exported = os.environ.get(name, "").strip()
+        return f"{name} from {'the environment' if is_exported else self.env_file}"
 
     def command(self, *options: str) -> str:
         """Return a shell command for this program that works in any folder."""
         program = [sys.executable, str(SCRIPT)]
         if Path(sys.argv[0]).name == INSTALLED_NAME:
             program = [os.path.abspath(sys.argv[0])]
-        env_file = ["--env-file", str(self.named_file)] if self.named_file else []
-        return shlex.join([*program, *options, *env_file])
+        return shlex.join([*program, *options, *self.env_option])
 
     def require(self, *names: str) -> None:
         """Raise `Failure` with all of these settings that are missing or wrong.
@@ -238,9 +253,8 @@ class Settings(dict[str, str]):
         for name in SETTINGS:
             if self[name].startswith("petals-") and name != "PETALS_API_KEY":
                 problems.append(f"{name} begins with petals-: are the two keys swapped?")
-        if missing := [name for name in names if not self[name]]:
-            places = " or ".join(map(str, self.env_places)) or "the environment"
-            problems.append(f"not set: {', '.join(missing)}; put what is missing into {places}")
+        if missing := ", ".join(name for name in names if not self[name]):
+            problems.append(f"not set: {missing}; put what is missing into {self.env_file}")
         for name in names:
             pattern, problem = SETTINGS[name][1]
             if self[name] and not re.fullmatch(pattern, self[name], re.ASCII):
@@ -265,81 +279,44 @@ def read_env_file(path: Path) -> dict[str, str]:
         if line.error:
             warn(problem)
         else:
-            values[line.key or ""] = (line.value or "").strip().strip("“”„‘’")  # noqa: RUF001
+            values[line.key or ""] = (line.value or "").strip().strip("“”„‘’").strip()  # noqa: RUF001
     return values
-
-
-def load_settings(named_file: Path | None) -> Settings:
-    """Return the settings. Raises `Failure` if the `.env` file cannot be read."""
-    settings, places, origins = Settings(), [], {}
-    if "site-packages" not in SCRIPT.parts:  # an update removes what is there
-        places.append(SCRIPT.with_name(".env"))
-    config = Path(os.path.expanduser("~/.config"))
-    if config.is_absolute():  # else this account has no home folder
-        places.append(config / INSTALLED_NAME / ".env")
-    found = [path for path in places if os.path.exists(path)]
-    defaults = {name: default for name, (default, _) in SETTINGS.items()}
-    if named_file:  # each of several people may have one, so the sign-in is beside it
-        settings.named_file = Path(os.path.expanduser(named_file)).absolute()
-        found = [settings.named_file]
-        defaults["OURA_TOKEN_FILE"] = f"{settings.named_file}.oura-token.json"
-    settings.env_places = found[:1] or places
-    in_file = read_env_file(found[0]) if found else {}
-    for name, default in defaults.items():
-        from_environment = os.environ.get(name, "").strip()
-        settings[name] = from_environment or in_file.get(name, "").strip() or default
-        place = found[0] if found and not from_environment else "the environment"
-        origins[name] = f"{name} from {place}"
-    settings.origins = origins
-    settings["OURA_TOKEN_FILE"] = os.path.expanduser(settings["OURA_TOKEN_FILE"])
-    settings.for_reading = PERSONAL_TOKEN if settings["OURA_TOKEN"] else SIGN_IN
-    SECRETS.update(
-        settings[name] for name in ("OURA_CLIENT_SECRET", "OURA_TOKEN", "PETALS_API_KEY")
-    )
-    return settings
 
 
 def advice_by_status(settings: Settings) -> Mapping[tuple[str, int | str], str]:
     """Return what a person can do about a refusal.
 
-    The key is what was asked (`Server.asked`), and the status or the `error` of RFC 6749, 5.2.
+    The key is who refused (`Server.name`), and the status or the `error` of RFC 6749, 5.2.
     """
-    login, origins = settings.command("--login"), settings.origins
+    origin, login = settings.origin, settings.command("--login")
     again = f"sign in again with: {login}"
-    client = f"check {origins['OURA_CLIENT_ID']} and {origins['OURA_CLIENT_SECRET']}"
+    refused = f"a permission is missing from the tokens in {settings['OURA_TOKEN_FILE']}"
+    refused += f": run {login} again and allow all that Oura asks for"
+    forbidden = refused  # `Oura.read` has renewed a refused token before
+    if settings["OURA_TOKEN"]:
+        refused = f"Oura no longer issues personal tokens: remove {origin('OURA_TOKEN')}"
+        refused += f" and sign in with: {login}"
+        forbidden = f"{origin('OURA_TOKEN')} lacks a permission: see the Oura app"
+    client = f"check {origin('OURA_CLIENT_ID')} and {origin('OURA_CLIENT_SECRET')}"
     redirect = "compare OURA_REDIRECT_URI with the redirect address of your application at Oura"
-    personal = origins["OURA_TOKEN"]
-    missing = f"a permission is missing from the tokens in {settings['OURA_TOKEN_FILE']}"
-    missing = f"{missing}: run {login} again and allow all that Oura asks for"
-    lapsed = "the Oura membership has lapsed or"
-    old_app = "the Oura app on the phone is too old: update it"
-    new_key = "keys expire after a year; create a new one in Petals at Settings → API keys"
-    new_key = f"check {origins['PETALS_API_KEY']}: {new_key}"
-    ended = "Oura no longer issues personal tokens"
+    key = f"check {origin('PETALS_API_KEY')}"
+    key += ": keys expire after a year; create a new one in Petals at Settings → API keys"
     return {
-        ("Oura with OURA_TOKEN", 401): f"{ended}: remove {personal} and sign in with: {login}",
-        ("Oura with OURA_TOKEN", 403): f"{lapsed} {personal} lacks a permission: see the Oura app",
-        ("Oura with OURA_TOKEN", 426): old_app,
-        ("Oura", 401): missing,  # `Oura.read` has renewed the token before
-        ("Oura", 403): f"{lapsed} {missing}",
-        ("Oura", 426): old_app,
-        ("authorization_code", "invalid_client"): client,
-        ("authorization_code", 400): f"{redirect}, to the letter, then {again}",
-        ("refresh_token", "invalid_client"): client,
-        ("refresh_token", 400): again,
-        ("refresh_token", 401): again,
-        ("Petals", 401): new_key,
-        ("Petals", 403): new_key,
+        ("Oura", 401): refused,
+        ("Oura", 403): f"the Oura membership has lapsed or {forbidden}",
+        ("Oura", 426): "the Oura app on the phone is too old: update it",
+        ("Oura sign-in", "invalid_client"): client,
+        ("Oura sign-in", 400): f"{redirect}, to the letter, then {again}",
+        ("Oura renewal", "invalid_client"): client,
+        ("Oura renewal", 400): again,
+        ("Oura renewal", 401): again,
+        ("Petals", 401): key,
+        ("Petals", 403): key,
     }
 
 
 # --- Metrics and nights -------------------------------------------------------------------------
 # What is sent, and how the documents that Oura has for a day become its values.
-
-# Which of the documents of a day have the value.
-ONLY = "the only document"
-LONGEST = "the session with the longest sleep"  # for `sleep` only
-SUM = "all sessions: the sum of their seconds, in minutes"  # for `sleep` only, see `Night.value`
 
 # What is possible, by unit. Petals gets it as the valid range of a metric.
 RANGES = {"score": (0, 100), "percent": (0, 100), "minutes": (0, 1440), "ms": (0, 500)}
@@ -352,7 +329,7 @@ class Metric(NamedTuple):
     slug: str  # with hyphens, as in OURA_METRICS and in the guide
     collection: str  # of Oura API 2.0
     field: str  # of its documents, with a dot where it is inside of another one
-    part: str  # ONLY, LONGEST or SUM
+    part: str  # "only" document, "longest" session, or "sum" of all sessions, in seconds
     unit: str
     label: str
     description: str
@@ -362,35 +339,40 @@ class Metric(NamedTuple):
         """The slug with underscores. A hyphen is an error (measured with Petals 2.1.0)."""
         return self.slug.replace("-", "_")
 
+    @property
+    def definition(self) -> Json:
+        """The metric as it is in an observation of the guide."""
+        return {"slug": self.slug, "label": self.label, "unit": self.unit, "aggregationHint": "avg"}
+
 
 # The field of a further metric also goes into DEMO_DOCUMENT.
 # Petals files a new metric under an existing one if label and description read alike (measured with
 # Petals 2.1.0). So the words of each row differ from those of the others on purpose.
 # fmt: off
 METRICS = {row[0]: Metric(*row) for row in (
-    ("oura-readiness", "daily_readiness", "score", ONLY, "score",
+    ("oura-readiness", "daily_readiness", "score", "only", "score",
      "Oura readiness score", "How recovered the body is for the day ahead, as Oura scores it."),
-    ("oura-hrv", "daily_readiness", "contributors.hrv_balance", ONLY, "score",
+    ("oura-hrv", "daily_readiness", "contributors.hrv_balance", "only", "score",
      "Oura HRV balance", "Heart rate variability of two weeks against that of three months."),
-    ("oura-sleep-minutes", "sleep", "total_sleep_duration", SUM, "minutes",
+    ("oura-sleep-minutes", "sleep", "total_sleep_duration", "sum", "minutes",
      "Oura sleep duration", "Total time asleep in the night that ended this day, naps included."),
-    ("oura-sleep-score", "daily_sleep", "score", ONLY, "score",
+    ("oura-sleep-score", "daily_sleep", "score", "only", "score",
      "Oura sleep score", "Overall quality of the night from its seven contributors."),
-    ("oura-hrv-ms", "sleep", "average_hrv", LONGEST, "ms",
+    ("oura-hrv-ms", "sleep", "average_hrv", "longest", "ms",
      "Oura overnight RMSSD", "Beat-to-beat variation of the pulse, mean of the longest sleep."),
-    ("oura-deep-minutes", "sleep", "deep_sleep_duration", SUM, "minutes",
+    ("oura-deep-minutes", "sleep", "deep_sleep_duration", "sum", "minutes",
      "Oura deep sleep", "Slow-wave stage N3, which restores the body."),
-    ("oura-rem-minutes", "sleep", "rem_sleep_duration", SUM, "minutes",
+    ("oura-rem-minutes", "sleep", "rem_sleep_duration", "sum", "minutes",
      "Oura REM", "Rapid eye movement stage, in which most dreams occur."),
-    ("oura-light-minutes", "sleep", "light_sleep_duration", SUM, "minutes",
+    ("oura-light-minutes", "sleep", "light_sleep_duration", "sum", "minutes",
      "Oura light sleep", "Stages N1 and N2, the shallow part from which one wakes easily."),
-    ("oura-sleep-efficiency", "sleep", "efficiency", LONGEST, "percent",
+    ("oura-sleep-efficiency", "sleep", "efficiency", "longest", "percent",
      "Oura time asleep in bed", "Efficiency: the share of the time in bed not spent awake."),
-    ("oura-lowest-heart-rate", "sleep", "lowest_heart_rate", LONGEST, "bpm",
+    ("oura-lowest-heart-rate", "sleep", "lowest_heart_rate", "longest", "bpm",
      "Oura lowest heart rate", "Slowest pulse at rest, in beats per minute."),
-    ("oura-respiratory-rate", "sleep", "average_breath", LONGEST, "breaths/min",
+    ("oura-respiratory-rate", "sleep", "average_breath", "longest", "breaths/min",
      "Oura respiratory rate", "Breathing frequency, mean of the longest period."),
-    ("oura-temperature-deviation", "daily_readiness", "temperature_deviation", ONLY, "celsius",
+    ("oura-temperature-deviation", "daily_readiness", "temperature_deviation", "only", "celsius",
      "Oura temperature deviation", "Skin warmth at night against the wearer's own baseline."),
 )}
 # fmt: on
@@ -430,7 +412,7 @@ def number_in(document: Json, metric: Metric, collection: str) -> float | None:
 
 def in_range(value: Any, metric: Metric, collection: str) -> float:
     """Return a value if it is a number in the metric's range. Raises `Failure` if not."""
-    factor = 60 if metric.part == SUM else 1  # the field of a sum is in seconds
+    factor = 60 if metric.part == "sum" else 1  # a sum is one of seconds, and sent in minutes
     low, high = (limit * factor for limit in RANGES[metric.unit])
     if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
         return value
@@ -463,7 +445,7 @@ class Night:
 
     def value(self, metric: Metric) -> float | None:
         """Return the value of a metric, or None if Oura has none. Raises `Failure`."""
-        if metric.part == SUM:
+        if metric.part == "sum":
             # Oura API 2.0 has durations in `sleep` only. In the guide, `daily_sleep` has the total.
             for name in ("daily_sleep", "sleep"):
                 numbers = [number_in(one, metric, name) for one in self.sources(name)]
@@ -472,17 +454,17 @@ class Night:
                     return (in_range(sum(seconds), metric, name) + 30) // 60
             return None
         found = self.sources(metric.collection)
-        if metric.part == LONGEST:  # the first one of equally long ones
+        if metric.part == "longest":  # the first one of equally long ones
             found = sorted(found, key=lambda one: -(number_in(one, TOTAL_SLEEP, "sleep") or 0))
         return number_in(found[0], metric, metric.collection) if found else None
 
     def values(self, metrics: Sequence[Metric]) -> dict[Metric, float]:
         """Return the values that there are. Raises `Failure` if one is impossible."""
-        values = {metric: self.value(metric) for metric in metrics}
-        return {metric: value for metric, value in values.items() if value is not None}
+        return {one: value for one in metrics if (value := self.value(one)) is not None}
 
     def sentence(self) -> str:
         """Return a sentence such as "Slept 7h12, readiness 82, HRV 54ms", or "" without values."""
+
         values: dict[str, float] = {}
         for slug in ("oura-sleep-minutes", "oura-readiness", "oura-hrv", "oura-hrv-ms"):
             with suppress(Failure):  # an impossible value is left out
@@ -506,12 +488,8 @@ class Night:
 # `Server.request` is one try. What is tried again is not the request but what the run wants, such
 # as to read some days or to store a day: `Patience.patiently`. Redirects are not followed.
 
-TIME_OUT = 25.0  # seconds for each step of a request, such as the next piece of an answer
-CONNECT_TIME_OUT = 10.0  # seconds
 MAX_SECONDS = 60.0  # after which an answer that still comes in pieces is given up
 MAX_BYTES = 8 * 2**20
-MAX_PAUSE = 60.0  # seconds between two tries, but for `--wait`
-MAX_WAITING = 86_400.0  # seconds of `--wait` in a run
 PROXIES = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY in the environment"
 
 
@@ -550,10 +528,10 @@ def open_client() -> httpx.Client:
             headers={"Accept-Encoding": "identity", "User-Agent": f"oura-to-petals/{__version__}"},
         )
     except OSError as error:
-        reason = f"the certificates cannot be loaded ({error}): check SSL_CERT_FILE, SSL_CERT_DIR"
+        reason, advice = f"the certificates cannot be loaded: {error}", "check SSL_CERT_FILE"
     except (ValueError, ImportError, httpx.InvalidURL):  # their text may have a password
-        reason = f"the proxy cannot be used: {PROXIES}"
-    raise Failure(reason, cause="setting")
+        reason, advice = "the proxy cannot be used", PROXIES
+    raise Failure(reason, advice, "setting")
 
 
 @dataclass(repr=False)
@@ -564,14 +542,14 @@ class Server:
     settings: Settings
     name: str
     setting: str  # that has its address
-    path: str  # before the path of a request
-    asked: str  # as in `advice_by_status`
+    path: str = ""  # before the path of a request
 
     def request(self, method: str, path: str, seconds: float = MAX_SECONDS, **more: Any) -> Json:
-        """Return the answer, for which `seconds` are given, to one try. Raises `Failure`."""
+        """Return the answer to one try, if it comes within these seconds. Raises `Failure`."""
         name, url = f"{self.name} {path}".strip(), self.settings[self.setting]
         url = url.rstrip("/") + self.path + path if self.path else url
-        timeout = httpx.Timeout(min(seconds, TIME_OUT), connect=min(seconds, CONNECT_TIME_OUT))
+        # For each step, such as the next piece of the answer.
+        timeout = httpx.Timeout(min(seconds, 25.0), connect=min(seconds, 10.0))
         body, end = bytearray(), monotonic() + seconds
         try:
             with self.client.stream(method, url, timeout=timeout, **more) as response:
@@ -593,18 +571,14 @@ class Server:
         """Return the failure for an exception of httpx."""
         said = mask(str(error)) or type(error).__name__
         reason = f"could not reach {self.name}: {said}"
-        if isinstance(error, httpx.ProxyError):  # its text may have a password
-            return Failure(
-                f"could not reach {self.name}: the proxy failed", PROXIES, "no connection"
-            )
-        if "CERTIFICATE_VERIFY_FAILED" in said:
-            advice = "check this machine's clock and its certificates"
-            return Failure(reason, advice, "certificate")
-        is_lost = isinstance(error, httpx.HTTPError)
-        if is_lost and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            advice = f"check the network and {self.setting}"
-            return Failure(f"no answer from {name}: {said}", advice, "no answer")
         advice = f"check the network, a proxy if you use one, and {self.setting}"
+        if isinstance(error, httpx.ProxyError):  # its text may have a password
+            return Failure(f"could not reach {self.name}: proxy failure", PROXIES, "no connection")
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            return Failure(reason, "check this machine's clock and its certificates", "certificate")
+        was_connected = isinstance(error, httpx.HTTPError)
+        if was_connected and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return Failure(f"no answer from {name}: {said}", advice, "no answer")
         return Failure(reason, advice, "no connection")
 
     def failure_of(self, name: str, response: httpx.Response, answer: Any, body: str) -> Failure:
@@ -627,12 +601,12 @@ class Server:
             advice = f"something between here and {self.name} refused this, such as a firewall"
         else:
             table = advice_by_status(self.settings)
-            advice = table.get((self.asked, status), advice)
-            advice = table.get((self.asked, str(answer.get("error"))), advice)
+            advice = table.get((self.name, status), advice)
+            advice = table.get((self.name, str(answer.get("error"))), advice)
         if status == 429:
             advice += ", or let --wait do so"
         reason = f"{name} answered {status}: {said}" if said else f"{name} answered {status}"
-        return Failure(reason, advice, "status", status, body, retry_after)
+        return Failure(reason, advice, "", status, body, retry_after)
 
 
 @dataclass
@@ -641,13 +615,10 @@ class Patience:
 
     may_wait: bool  # with `--wait`
     most_tries: int = 6
-    seconds_left: float = MAX_WAITING
+    seconds_left: float = 86_400  # of `--wait` in this run
 
     def patiently(self, action: Callable[[], T]) -> T:
-        """Return what an action returns, tried again as long as that may help.
-
-        Always in the main thread. Raises the `Failure` of the last try.
-        """
+        """Return what an action returns, after more tries if need be. Raises the last `Failure`."""
         waits = 0  # of `--wait`, for this action
         tried = 0  # since the last of these
         while True:
@@ -657,7 +628,7 @@ class Patience:
                 failure = error
             tried += 1
             pause = 2.0 ** (tried - 1) if failure.retry_after is None else failure.retry_after
-            may_try = tried < min(failure.tries(), self.most_tries) and pause <= MAX_PAUSE
+            may_try = tried < min(failure.tries(), self.most_tries) and pause <= 60
             # In an outage that was waited for, single tries are enough.
             if may_try and not (waits and failure.is_outage()):
                 text = f"{failure.reason}; next try in {pause:.0f} seconds"
@@ -758,53 +729,58 @@ class SignIn:
         found = found if isinstance(found, dict) else {}
         tokens = {name: str(found.get(name) or "") for name in ("access_token", "refresh_token")}
         if not all(re.fullmatch("[!-~]+", token) for token in tokens.values()):
-            advice = f"sign in again with: {self.login}"
-            raise Failure(f"the tokens in {place} cannot be used", advice)
+            raise Failure(f"the tokens in {place} cannot be used", f"run {self.login}")
         SECRETS.update(tokens.values())
         return tokens
 
     def access_token(self, refused: str = "") -> str:
         """Return the access token, renewed if it is the refused one. Raises `Failure`."""
-        missing = f"not signed in: no tokens in {self.path}"
+        reason, advice = f"not signed in: no tokens in {self.path}", f"run {self.login}"
         if not os.path.exists(self.path):
-            raise Failure(missing, f"run {self.login}", "setting")
+            raise Failure(reason, advice, "setting")
         with self.locked_file() as file:
             content = os.pread(file, MAX_BYTES, 0)
             if not content.strip():
-                raise Failure(missing, f"run {self.login}", "setting")
+                raise Failure(reason, advice, "setting")
             tokens = self.usable(parsed(content), self.path)
             if tokens["access_token"] != refused:  # nobody refused it, or another run renewed it
                 return tokens["access_token"]
-            form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-            with stop_signals_held_back():
-                # Take the room that new tokens need, and see that the file can be written at all.
-                overwrite(file, content)
-                answer = self.spend(form)
-                # Without a new refresh token, the old one stays (RFC 6749, 6).
-                answer["refresh_token"] = answer.get("refresh_token") or tokens["refresh_token"]
-                self.is_new = True
-                return self.keep(file, answer)
+            token = tokens["refresh_token"]
+            renewed = self.spend(file, {"grant_type": "refresh_token", "refresh_token": token})
+            self.is_new = True
+            return renewed
 
     def exchange(self, code: str, verifier: str) -> None:
         """Trade an authorization code for tokens, and keep them. Raises `Failure`."""
         SECRETS.update((code, verifier))
         form = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
         form["redirect_uri"] = self.settings["OURA_REDIRECT_URI"]
-        with self.locked_file() as file, stop_signals_held_back():
-            answer = self.spend(form)
+        with self.locked_file() as file:
+            self.spend(file, form)
+
+    def spend(self, file: int, form: dict[str, str]) -> str:
+        """Spend a code or a refresh token, and keep what comes. Return the new access token."""
+        with stop_signals_held_back():
+            # Take the room that new tokens need, and see that the file can be written at all.
+            overwrite(file, os.pread(file, MAX_BYTES, 0))
+            answer = self.ask(form)
             scope = answer.get("scope")  # `extapi:daily` at Oura's new address, `daily` at the old
-            if scope and "daily" not in str(scope).replace("extapi:", "").split():
+            if "code" in form and scope and not {"extapi:daily", "daily"} & {*str(scope).split()}:
                 advice = "see that your application at Oura has daily ticked, then "
                 advice += f"run {self.login} again and allow all that Oura asks for"
                 raise Failure("Oura did not grant the permission daily", advice)
-            self.keep(file, answer)
+            # Without a new refresh token, the old one stays (RFC 6749, 6).
+            answer["refresh_token"] = answer.get("refresh_token") or form.get("refresh_token")
+            tokens = self.usable(answer, "Oura's answer")
+            overwrite(file, json.dumps(tokens).encode())
+        return tokens["access_token"]
 
-    def spend(self, form: dict[str, str]) -> Json:
-        """Spend a code or a refresh token; return Oura's answer. Raises `Failure`."""
-        asked = form["grant_type"]
-        server = Server(self.client, self.settings, "Oura sign-in", "OURA_TOKEN_URL", "", asked)
-        for name in ("client_id", "client_secret"):
-            form[name] = self.settings[f"OURA_{name.upper()}"]
+    def ask(self, form: dict[str, str]) -> Json:
+        """Return Oura's answer to a code or a refresh token. Raises `Failure`."""
+        name = "Oura renewal" if "refresh_token" in form else "Oura sign-in"
+        server = Server(self.client, self.settings, name, "OURA_TOKEN_URL")
+        form["client_id"] = self.settings["OURA_CLIENT_ID"]
+        form["client_secret"] = self.settings["OURA_CLIENT_SECRET"]
         reason = ""
         for _ in range(2):  # if the answer is lost, one more try at once is worth it, and no other
             try:
@@ -814,12 +790,6 @@ class SignIn:
                     raise
                 reason = failure.reason
         raise Failure(reason, f"run again, and if Oura then refuses the sign-in, run {self.login}")
-
-    def keep(self, file: int, answer: Json) -> str:
-        """Write the tokens of an answer to the file; return the access token. Raises `Failure`."""
-        tokens = self.usable(answer, "Oura's answer")
-        overwrite(file, json.dumps(tokens).encode())
-        return tokens["access_token"]
 
 
 def code_in(address: str, state: str) -> str:
@@ -834,19 +804,18 @@ def code_in(address: str, state: str) -> str:
 
 def answer_browser(listener: socket.socket) -> str:
     """Answer a browser; return the address that it asks for."""
-    address = ""
+    request = b""
     connection, _ = listener.accept()
     with connection, suppress(OSError):  # a browser may close it before it has the answer
         connection.settimeout(2)  # browsers open connections that they do not use
-        end, request, chunk = monotonic() + 2, b"", b"-"
+        end, chunk = monotonic() + 2, b"-"
         while chunk and b"\r\n\r\n" not in request and monotonic() < end:
             chunk = connection.recv(65_536)
             request += chunk
-        address = request.decode(errors="replace").partition(" ")[2].partition(" ")[0]
         text = "This page belongs to oura_to_petals: go on in the terminal."
         headers = f"Content-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close"
         connection.sendall(f"HTTP/1.1 200 OK\r\n{headers}\r\n\r\n{text}".encode())
-    return address
+    return request.decode(errors="replace").partition(" ")[2].partition(" ")[0]
 
 
 def wait_for_code(redirect_uri: str, state: str) -> str:
@@ -862,26 +831,25 @@ def wait_for_code(redirect_uri: str, state: str) -> str:
         except (OSError, OverflowError) as error:
             prompt = f"Port {port} cannot be used ({error}). {prompt}"
     say(prompt)
-    while True:
+    while sources:
         ready, _, _ = select.select(sources, [], [], max(end - monotonic(), 0))
         if not ready:
             raise Failure(f"nobody signed in within {LOGIN_SECONDS / 60:.0f} minutes")
         if isinstance(ready[0], socket.socket):
-            if code := code_in(answer_browser(ready[0]), state):
+            addresses = [answer_browser(ready[0])]
+        elif pasted := os.read(0, 65_536):
+            addresses = pasted.decode(errors="replace").splitlines()
+        else:
+            addresses = []
+            sources.remove(0)
+            say("The input has ended. If the browser comes here, this goes on.")
+        for address in addresses:
+            if code := code_in(address.strip("<>'\" \t"), state):
                 return code
-            continue
-        entered = os.read(ready[0], 65_536).decode(errors="replace")
-        for line in entered.splitlines():
-            if code := code_in(line.strip("<>'\" \t"), state):
-                return code
-            say("This is not the address of a page that this sign-in ended on.")
-            say(f"It begins with {redirect_uri} and contains code= and state=. Paste all of it:")
-        if entered:
-            continue
-        sources.remove(ready[0])
-        if not sources:
-            raise Failure("the input has ended, and the browser cannot come here")
-        say("The input has ended. This waits for the browser.")
+            if ready[0] == 0:
+                say("This is not the address of a page that this sign-in ended on. It begins with")
+                say(f"{redirect_uri} and contains code= and state=. Paste all of it:")
+    raise Failure("the input has ended, and the browser cannot come here")
 
 
 def log_in(client: httpx.Client, settings: Settings, patience: Patience) -> int:
@@ -914,11 +882,12 @@ def log_in(client: httpx.Client, settings: Settings, patience: Patience) -> int:
         raise Failure(failure.reason, f"run {settings.command('--login')} again") from None
     patience.patiently(lambda: sign_in.exchange(code, verifier))
     say(f"You are signed in. The sign-in renews itself; its tokens are in {sign_in.path}.")
-    # Without a metric, an empty collection is no failure. OURA_TOKEN is not tried: it may be dead.
-    oura = Oura(client, settings, personal_token="")
-    patience.patiently(lambda: oura.read([date.today()], metrics=[]))
+    personal_token, settings["OURA_TOKEN"] = settings["OURA_TOKEN"], ""  # it may be dead
+    # Without a metric, an empty collection is no failure.
+    oura = Oura(client, settings, metrics=[])
+    patience.patiently(lambda: oura.read([date.today()]))
     say(f"Reading Oura works. Next, send last night: {settings.command('--date', 'today')}")
-    if settings["OURA_TOKEN"]:
+    if personal_token:
         warn("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
     return 0
 
@@ -951,41 +920,38 @@ def needed_collections(found: Mapping[str, Sequence[Json]], metrics: Sequence[Me
 class Oura:
     """The nights that Oura has, read with a personal token or else with the sign-in."""
 
-    def __init__(self, client: httpx.Client, settings: Settings, personal_token: str) -> None:
-        self.personal_token, self.settings = personal_token, settings
-        asked = "Oura with OURA_TOKEN" if personal_token else "Oura"
-        self.server = Server(client, settings, "Oura", "OURA_HOST", "/v2/usercollection/", asked)
-        self.sign_in = SignIn(client, settings)
-        self.token = personal_token or self.sign_in.access_token()
+    def __init__(self, client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> None:
+        self.settings, self.metrics, self.sign_in = settings, metrics, SignIn(client, settings)
+        self.server = Server(client, settings, "Oura", "OURA_HOST", "/v2/usercollection/")
+        self.token = settings["OURA_TOKEN"] or self.sign_in.access_token()
 
-    def read(self, days: Sequence[date], metrics: Sequence[Metric]) -> list[Night]:
+    def read(self, days: Sequence[date]) -> list[Night]:
         """Return the night of each day, if need be with a new token. Raises `Failure`."""
         while True:
             try:
-                nights = self.read_collections(days, metrics)
+                nights = self.read_collections(days)
             except Failure as failure:
                 # A 401 to a new token means that a permission is missing.
-                if failure.status != 401 or self.personal_token or self.sign_in.is_new:
+                if failure.status != 401 or self.settings["OURA_TOKEN"] or self.sign_in.is_new:
                     raise
                 self.token = self.sign_in.access_token(refused=self.token)
             else:
                 self.sign_in.is_new = False
                 return nights
 
-    def read_collections(self, days: Sequence[date], metrics: Sequence[Metric]) -> list[Night]:
+    def read_collections(self, days: Sequence[date]) -> list[Night]:
         """Read all collections at the same time. Raises `Failure` if the read is not whole."""
         reads = [partial(self.read_pages, name, days) for name in COLLECTIONS]
         found = dict(zip(COLLECTIONS, at_once(*reads), strict=True))
         missing = None  # as `sleep` is in the guide
         if isinstance(found["sleep"], Failure) and found["sleep"].status == 404:
             missing, found["sleep"] = found["sleep"], []
-        failures = [one for one in found.values() if isinstance(one, Failure)]
-        if not failures and missing and "sleep" in needed_collections(found, metrics):
-            failures = [missing]
-        if failures:
+        if failures := [one for one in found.values() if isinstance(one, Failure)]:
             raise min(failures, key=Failure.tries)  # first the one that no other try helps
+        needed = needed_collections(found, self.metrics)
+        if missing and "sleep" in needed:
+            raise missing
         nights = [Night(day, found) for day in days]
-        needed = needed_collections(found, metrics)
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         # On some mornings, Oura leaves a collection out (seen by users). A day that is sent
         # replaces what Petals has, so values would be deleted. One night may really lack something.
@@ -995,14 +961,10 @@ class Oura:
         return nights
 
     def read_pages(self, collection: str, days: Sequence[date]) -> list[Json]:
-        """Return the documents of these days, from all pages of a collection. Raises `Failure`.
-
-        The days follow one another, the oldest first.
-        """
+        """Return the documents of consecutive days from all pages of a collection."""
         # Users measured that the first or the last day is left out, and that some collections go by
         # the day in UTC. So ask for two more days at each end.
-        start, end = days[0] - 2 * ONE_DAY, days[-1] + 2 * ONE_DAY
-        params = {"start_date": str(start), "end_date": str(end)}
+        params = {"start_date": str(days[0] - 2 * ONE_DAY), "end_date": str(days[-1] + 2 * ONE_DAY)}
         if collection == "sleep":  # without its 5-minute series, which are most of a document
             rows = [row for row in METRICS.values() if row.collection == "sleep"]
             params["fields"] = ",".join(["id", "day", "type", *(row.field for row in rows)])
@@ -1023,16 +985,15 @@ class Oura:
             if not page.get("next_token"):
                 return list(documents.values())
             params["next_token"] = page["next_token"]
-        reason = f"Oura {collection} has more than {MAX_PAGES} pages"
-        raise Failure(reason, "check OURA_HOST", "documents")
+        raise Failure(f"Oura {collection} has more than {MAX_PAGES} pages", cause="documents")
 
-    def check(self, metrics: Sequence[Metric], patience: Patience) -> str:
+    def check(self, patience: Patience) -> str:
         """Return what is to be said of Oura if it works. Raises `Failure` if not."""
         week = [date.today() - n * ONE_DAY for n in reversed(range(7))]
-        nights = patience.patiently(lambda: self.read(week, metrics))
-        with_values = [str(night.day) for night in nights if night.values(metrics)]
+        nights = patience.patiently(lambda: self.read(week))
+        with_values = [str(night.day) for night in nights if night.values(self.metrics)]
         latest = max(with_values, default="none in the last 7 days")
-        way = "OURA_TOKEN" if self.personal_token else self.settings["OURA_TOKEN_FILE"]
+        way = "OURA_TOKEN" if self.settings["OURA_TOKEN"] else self.sign_in.path
         return f"reading works with {way}; latest night: {latest}."
 
 
@@ -1040,56 +1001,37 @@ class Oura:
 # Each day is sent as a whole, and replaces what Petals has of it. Servers of today take an object,
 # and those of the guide an array: bulk itself tells which (`Petals.send`).
 
-LIST_SECONDS = 10.0
 YEAR_0 = "0000-01-01T00:00:00Z"  # PostgreSQL has no year 0
 # How a server may answer a form that it does not know: also with a success that says nothing.
 REFUSES_FORM = (400, 404, 405, 415, 422, 500, *range(200, 300))
 
 Values = Mapping[Metric, float]
-Form = Callable[[date, Values, str], Any]  # of the day, its values, and its sentence
+Form = Literal["object", "array"]  # what bulk takes today, and what it takes in the guide
 
 
-def definition(metric: Metric) -> Json:
-    """Return a metric as it is in an observation of the guide."""
-    words = {"slug": metric.slug, "label": metric.label, "unit": metric.unit}
-    return {**words, "aggregationHint": "avg"}
-
-
-def guide_form(day: date, values: Values, _: str) -> list[Json]:
-    """Return values as an array of observations, each with its metric inside."""
-    rows = [{"metric": definition(metric), "value": value} for metric, value in values.items()]
-    return [{**row, "occurredAt": f"{day}T00:00:00Z"} for row in rows]
-
-
-def today_form(day: date, values: Values, sentence: str) -> Json:
-    """Return values (at least one) as a day, with the sentence as its note."""
-    rows = [{"metricSlug": metric.petals_slug, "value": value} for metric, value in values.items()]
-    observations: list[Json] = [{**row, "occurredAt": f"{day}T00:00:00Z"} for row in rows]
-    if sentence:
-        observations[0]["note"] = sentence
-    return {"sourceExternalId": f"oura_{day}", "observations": observations}
+def bulk_body(form: Form, night: Night, values: Values) -> Any:
+    """Return values (at least one) of a night as bulk takes them."""
+    rows, is_array = list[Json](), form == "array"
+    for metric, value in values.items():
+        name = {"metric": metric.definition} if is_array else {"metricSlug": metric.petals_slug}
+        rows.append({**name, "value": value, "occurredAt": f"{night.day}T00:00:00Z"})
+    if is_array:
+        return rows
+    if sentence := night.sentence():
+        rows[0]["note"] = sentence
+    return {"sourceExternalId": f"oura_{night.day}", "observations": rows}
 
 
 def confirmed(form: Form, answer: Json, rows: int) -> int:
     """Return how many rows an answer confirms. Raises `Failure` if it confirms nothing."""
     job, inserted = answer.get("jobId"), answer.get("inserted")
-    if form is guide_form and isinstance(job, str) and job and not answer.get("errors"):
+    if form == "array" and isinstance(job, str) and job and not answer.get("errors"):
         return rows
-    if form is today_form and type(inserted) is int and 0 <= inserted <= rows:  # True is no number
+    if form == "object" and type(inserted) is int and 0 <= inserted <= rows:  # True is no number
         return inserted
     said = f": {text}" if (text := quoted(answer)) else ""
     reason = f"Petals observations/bulk did not confirm that it stored the day{said}"
-    raise Failure(reason, "check PETALS_HOST", "status", status=200)
-
-
-def latest_days(listed: Sequence[Any], metrics: Sequence[Metric]) -> list[date]:
-    """Return the latest day of each of the metrics that has one in the list of Petals."""
-    slugs, days = [metric.petals_slug for metric in metrics], []
-    for entry in listed:
-        stats = entry.get("stats") if isinstance(entry, dict) else None
-        if isinstance(stats, dict) and entry.get("slug") in slugs:
-            days.append(parse_day(str(stats.get("latestAt"))[:10]))
-    return [day for day in days if day]
+    raise Failure(reason, "check PETALS_HOST", status=200)
 
 
 class Petals:
@@ -1100,11 +1042,10 @@ class Petals:
     """
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
-        path = "/api/memory/metrics/"
-        self.server = Server(client, settings, "Petals", "PETALS_HOST", path, "Petals")
         self.settings = settings
-        self.forms: list[Form] = [today_form, guide_form]  # one, once it was accepted
-        self.latest_day: date | None = None  # that Petals has, if its list shows one
+        self.server = Server(client, settings, "Petals", "PETALS_HOST", "/api/memory/metrics/")
+        self.forms: list[Form] = ["object", "array"]  # one, once it was accepted
+        self.stored = 0  # observations of the day that was sent last, also if that failed
         self.unknown: set[Metric] = set()  # to Petals, when they were sent or proposed last
         self.proposed: dict[Metric, str] = {}  # with what Petals said of a similar metric
         self.failed_proposal: Failure | None = None  # after which no metric is proposed any more
@@ -1114,139 +1055,119 @@ class Petals:
         headers = {"x-api-key": self.settings["PETALS_API_KEY"]}
         return self.server.request("POST", path, seconds, json=body, headers=headers)
 
-    def read_list(self, seconds: float = MAX_SECONDS) -> list[Any] | None:
-        """Return the list of metrics, or None if the server has none. Raises `Failure`."""
+    def read_list(self, seconds: float = MAX_SECONDS) -> dict[Metric, date]:
+        """Return the latest day of each metric that has one. Raises `Failure`.
+
+        If the server has no list, it is one of the guide, whose form goes first from now on.
+        """
         try:
             answer = self.post("list", {}, seconds)
+            has_list = "jobId" not in answer  # else it answers all as it answers observations
         except Failure as failure:
-            if failure.status in (404, 405):
-                return None
-            raise
-        if "jobId" in answer:  # this server answers everything as it answers observations
-            return None
-        if isinstance(answer.get("metrics"), list):
-            return list(answer["metrics"])
-        raise Failure("Petals list answered without a list of metrics", "check PETALS_HOST")
+            if failure.status not in (404, 405):
+                raise
+            has_list = False
+        if not has_list:
+            self.forms = ["array", "object"]
+            return {}
+        if not isinstance(answer.get("metrics"), list):
+            raise Failure("Petals list answered without a list of metrics", "check PETALS_HOST")
+        days: dict[str, date | None] = {}
+        for entry in answer["metrics"]:
+            stats = entry.get("stats") if isinstance(entry, dict) else None
+            if isinstance(stats, dict):
+                days[str(entry.get("slug"))] = parse_day(str(stats.get("latestAt"))[:10])
+        return {one: day for one in METRICS.values() if (day := days.get(one.petals_slug))}
 
-    def learn_from_list(self) -> None:
-        """Ask the list, in one try, for the latest day and for the form that goes first.
-
-        A failure means nothing: for a new user the list can be a 500 until the first observation
-        (measured with Petals 2.5.0), and bulk tells of a refused key.
-        """
-        with suppress(Failure):
-            listed = self.read_list(LIST_SECONDS)
-            if listed is None:
-                self.forms.reverse()
-            else:
-                self.latest_day = max(latest_days(listed, [*METRICS.values()]), default=None)
-
-    def store(self, night: Night, values: Values, patience: Patience) -> int:
-        """Store a day, and return the number of observations. Raises `Failure`."""
-        try:
-            return patience.patiently(lambda: self.try_to_store(night, values))
-        except Failure as failure:
-            if failure.at_proposal:
-                self.failed_proposal = failure
-            raise
-
-    def try_to_store(self, night: Night, values: Values) -> int:
-        """Make one try to store a day: send it, propose what Petals does not know, send it again.
-
-        Returns the number of observations. Raises `Failure` if not all are stored that can be.
-        """
+    def store(self, night: Night, values: Values) -> None:
+        """Make one try to store a day: send it, propose what is unknown, send it again."""
+        self.stored = 0
         left_out = self.unknown if self.failed_proposal else self.unknown & self.proposed.keys()
         sendable = {metric: values[metric] for metric in values if metric not in left_out}
-        stored, refusal = self.send(night, sendable)
-        while not self.failed_proposal and (new := self.not_proposed() & sendable.keys()):
-            for metric in [metric for metric in sendable if metric in new]:
-                self.propose(metric, stored)
-            stored, refusal = self.send(night, sendable)
+        refusal = self.send(night, sendable)
+        while not self.failed_proposal and (new := self.not_proposed(sendable)):
+            for metric in new:
+                self.propose(metric)
+            refusal = self.send(night, sendable)
         if refusal:
             raise refusal
-        if self.failed_proposal and self.not_proposed() & values.keys():
+        if self.failed_proposal and self.not_proposed(values):
             # Told with the same reason as the proposal. Another try would be no use.
-            raise Failure(self.failed_proposal.reason, self.failed_proposal.advice, stored=stored)
-        return stored
+            raise Failure(self.failed_proposal.reason, self.failed_proposal.advice)
 
-    def not_proposed(self) -> set[Metric]:
-        """Return the unknown metrics but those that are filed under a similar one."""
-        return self.unknown - self.proposed.keys()
+    def not_proposed(self, values: Values) -> list[Metric]:
+        """Return the metrics that are unknown, but not those that are filed under a similar one."""
+        return [metric for metric in values if metric in self.unknown - self.proposed.keys()]
 
-    def send(self, night: Night, values: Values) -> tuple[int, Failure | None]:
-        """Send values of a day, in place of what Petals has of it. Raises `Failure`.
+    def send(self, night: Night, values: Values) -> Failure | None:
+        """Send values of a day, in place of what Petals has; return why some are not stored.
 
-        Returns the number of stored observations, and why others are not stored. Until a form was
-        accepted, each refusal of one is followed by one try of the other.
+        Until a form was accepted, each refusal of one is followed by one try of the other.
         """
+        if not values:  # a day without values would only delete
+            return None
         refusals = []
-        for form in self.forms if values else ():  # a day without values would only delete
+        for form in self.forms:
             try:
-                answer = self.post("observations/bulk", form(night.day, values, night.sentence()))
-                stored = confirmed(form, answer, len(values))
+                answer = self.post("observations/bulk", bulk_body(form, night, values))
+                self.stored = confirmed(form, answer, len(values))
             except Failure as failure:
                 if failure.status not in REFUSES_FORM:
                     raise
                 refusals.append(failure)
             else:
                 self.forms = [form]
-                return stored, self.refusal(answer, stored, list(values))
-        if refusals:
-            raise refusals[0]
-        return 0, None
+                return self.refusal(answer, list(values))
+        raise refusals[0]
 
-    def refusal(self, answer: Json, stored: int, metrics: Sequence[Metric]) -> Failure | None:
+    def refusal(self, answer: Json, metrics: Sequence[Metric]) -> Failure | None:
         """Note which metrics are unknown; return why observations of others are not stored."""
-        errors, unknown = answer.get("errors") or [], set[Metric]()
-        problems, codes = [f"Petals stored {stored} of {len(metrics)} observations"], list[str]()
+        errors, problems, codes = answer.get("errors") or [], list[str](), set[str]()
+        self.unknown -= {*metrics}
         for error in errors if isinstance(errors, list) else [errors]:
             entry = error if isinstance(error, dict) else {"message": error}
-            index: Any = entry.get("index")
-            code = str(entry.get("code"))
-            has_metric = isinstance(index, int) and 0 <= index < len(metrics)
-            if code == "DEFINITION_NOT_FOUND" and has_metric:
-                unknown.add(metrics[index])
+            code, index = str(entry.get("code")), cast(Any, entry.get("index"))
+            is_row = isinstance(index, int) and 0 <= index < len(metrics)
+            if is_row and code == "DEFINITION_NOT_FOUND":
+                self.unknown.add(metrics[index])
                 continue
-            codes.append(code)
-            slug = metrics[index].petals_slug if has_metric else "a row"
+            slug = metrics[index].petals_slug if is_row else "a row"
             reason = "outside its valid range" if code == "RANGE_VIOLATION" else quoted(entry)
-            problems.append(f"{slug} refused: {reason or code}")
-        self.unknown = (self.unknown - {*metrics}) | unknown
-        is_complete = stored == len(metrics) - len(unknown) - len(codes)
-        if is_complete and not codes:
+            problems.append(f"; {slug} refused: {reason or code}")
+            codes.add(code)
+        is_complete = self.stored == len({*metrics} - self.unknown) - len(problems)
+        if is_complete and not problems:
             return None
-        reason = "; ".join(problems)[:600]
-        if is_complete and set(codes) == {"RANGE_VIOLATION"}:
-            return Failure(reason, "widen that range in Petals, then run again", stored=stored)
-        return Failure(reason, "run again", "passing", stored=stored)
+        reason = f"Petals stored {self.stored} of {len(metrics)} observations{''.join(problems)}"
+        if is_complete and codes == {"RANGE_VIOLATION"}:
+            return Failure(reason[:600], "widen that range in Petals, then run again")
+        return Failure(reason[:600], "run again", "passing")
 
-    def propose(self, metric: Metric, stored: int) -> None:
+    def propose(self, metric: Metric) -> None:
         """Propose a metric. Raises `Failure` if Petals did not look at it.
 
         A proposal is an observation that Petals has to refuse, since a stored one can never be
         removed. Petals defines the metric first and refuses the observation then: its value is
         below the range, and PostgreSQL has no year 0. The second reason is for a proposal that is
         filed under a similar metric, whose range the value may fit (measured with Petals 2.1.0 and
-        2.5.0). So only the next answer of bulk shows whether the metric is known. `stored` is for
-        the failure: what Petals has of the day that is being sent.
+        2.5.0). So only the next answer of bulk shows whether the metric is known.
         """
         low, high = RANGES[metric.unit]
         words = {"slug": metric.petals_slug, "description": metric.description}
-        limits = {"validRangeMin": low, "validRangeMax": high}
-        proposal = {**definition(metric), **words, **limits}
+        proposal = {**metric.definition, **words, "validRangeMin": low, "validRangeMax": high}
         said = ""
         try:
             self.post("observations", {"metric": proposal, "value": low - 1, "occurredAt": YEAR_0})
         except Failure as failure:
-            said, failure.stored = failure.body, stored
+            said = failure.body
             if failure.ends_run(is_read=False) and failure.cause != "no answer":
                 raise
             is_refusal = "RANGE_VIOLATION" in said or YEAR_0[:10] in said
             if not is_refusal and not 200 <= failure.status < 300:
+                if failure.tries() == 1:  # such as the 400 of an embedding service that is down
+                    failure.advice = "run again"
                 failure.reason = f"{metric.petals_slug} is not defined: {failure.reason}"
                 failure.at_proposal = True
-                if failure.tries() == 1:  # such as the 400 of an embedding service that is down
-                    failure.cause, failure.advice = "passing", "run again"
                 raise
         self.unknown.discard(metric)  # for now: the next answer of bulk tells
         names = re.findall(r"valid range for (\w+)", said)
@@ -1262,10 +1183,8 @@ class Petals:
     def try_empty_array(self) -> None:
         """See whether there is a bulk endpoint, and store nothing. Raises `Failure` if not."""
         try:
-            confirmed(guide_form, self.post("observations/bulk", []), 0)
+            confirmed("array", self.post("observations/bulk", []), 0)
         except Failure as failure:
-            if failure.status in (404, 405):
-                failure.advice = f"PETALS_HOST is wrong: {failure.advice}"
             if failure.status not in (400, 422, 500):
                 raise
 
@@ -1273,17 +1192,20 @@ class Petals:
         """Return what is to be said of Petals if it works. Raises `Failure` if not."""
         try:
             listed = patience.patiently(self.read_list)
+            if self.forms[0] == "array":
+                patience.patiently(self.try_empty_array)
         except Failure as failure:
+            if failure.status in (404, 405):
+                failure.advice = "PETALS_HOST is wrong"
             if failure.status == 500:
                 send = f"send one with: {self.settings.command('--date', 'today')}"
                 failure.advice = f"a new account answers so until its first night: {send}"
             raise
-        if listed is None:
-            patience.patiently(self.try_empty_array)
+        if self.forms[0] == "array":
             return "there is no list of metrics; the first night shows whether the key is accepted."
-        latest = latest_days(listed, metrics)
+        latest = [str(listed[metric]) for metric in metrics if metric in listed]
         count = f"{len(latest)} of {len(metrics)} metrics have observations"
-        newest = max(map(str, latest), default="none yet")
+        newest = max(latest, default="none yet")
         return f"the key is accepted; {count}; latest observation: {newest}."
 
 
@@ -1293,8 +1215,7 @@ class Petals:
 
 FIRST_DAY = date(2015, 1, 1)
 MAX_DAYS = 3660
-DAYS_AT_ONCE = 90  # in a read
-DAYS_BACK = 90  # to fill a hole, counted from the last asked day
+DAYS_AT_ONCE = 90  # in a read, also in that of a hole with the asked days
 
 
 class RunEnded(Exception):  # noqa: N818 - no fault of its own
@@ -1325,11 +1246,8 @@ def counted(number: int, noun: str) -> str:
 class Run:
     """The days of a run, what came of them, and how that is shown."""
 
-    def __init__(
-        self, settings: Settings, options: argparse.Namespace, oura: Oura, petals: Petals
-    ) -> None:
-        self.settings, self.options, self.oura, self.petals = settings, options, oura, petals
-        self.metrics = choose_metrics(settings["OURA_METRICS"])
+    def __init__(self, options: argparse.Namespace, oura: Oura, petals: Petals) -> None:
+        self.options, self.oura, self.petals = options, oura, petals
         self.patience = Patience(options.wait)
         first = max(options.day - (options.days - 1) * ONE_DAY, FIRST_DAY)
         self.asked = days_from(first, options.day)
@@ -1345,96 +1263,93 @@ class Run:
 
     def push(self) -> int:
         """Send the days, tell how it ended, and return the exit code."""
-        is_interrupted = False
         try:
             with suppress(RunEnded):
                 self.send_days()
         except KeyboardInterrupt:
-            is_interrupted = True
             self.add_problem("interrupted", self.days if len(self.days) == 1 else [])
+            raise
         finally:  # also after a bug
             for problem in self.petals.filed_elsewhere():
                 self.add_problem(problem, [])
             self.show_end()
-        return 130 if is_interrupted else 1 if self.problems else 0
+        return 1 if self.problems else 0
 
     def send_days(self) -> None:
         """Read and send the days, in parts. Raises `RunEnded`."""
-        if self.options.catches_up:
-            first = partial(self.read, self.days[:DAYS_AT_ONCE])
-            nights, _ = at_once(first, self.petals.learn_from_list)
-            if hole := self.hole(self.petals.latest_day):
-                if not nights:
-                    raise RunEnded  # later parts would hide the hole
-                earliest = self.asked[-1] - (DAYS_BACK - 1) * ONE_DAY
-                self.older = [day for day in hole if day < earliest][-MAX_DAYS:]
-                self.days = [*(day for day in hole if day >= earliest), *self.asked]
-                if len(self.days) > len(self.asked):
-                    nights = self.read(self.days)  # as a whole, so that a lapse is seen
-        else:
-            nights = self.read(self.days[:DAYS_AT_ONCE])
+        meanwhile = [self.add_hole] if self.options.catches_up else []
+        nights = self.read(self.days[:DAYS_AT_ONCE], *meanwhile)
+        if nights and len(self.days) > len(self.asked):
+            nights = self.read(self.days)  # as a whole, so that a lapse is seen
         for night in nights:
             self.send(night)
         for start in range(DAYS_AT_ONCE, len(self.days), DAYS_AT_ONCE):
             for night in self.read(self.days[start : start + DAYS_AT_ONCE]):
                 self.send(night)
 
-    def hole(self, latest_day: date | None) -> list[date]:
-        """Return the days from Petals' latest one, which may be half stored, to the asked ones."""
-        before = self.asked[0] - ONE_DAY
-        if latest_day is None or latest_day >= before:
-            return []
-        return days_from(max(latest_day, FIRST_DAY), before)
+    def add_hole(self) -> None:
+        """Add the days since the latest one that Petals has, which may be half stored.
 
-    def read(self, days: Sequence[date]) -> list[Night]:
+        The list is asked once, and a failure means nothing: for a new user it can be a 500 until
+        the first observation (measured with Petals 2.5.0), and bulk tells of a refused key.
+        """
+        latest: list[date] = []
+        with suppress(Failure):
+            latest = [*self.petals.read_list(seconds=10).values()]
+        before, earliest = self.asked[0] - ONE_DAY, self.asked[-1] - (DAYS_AT_ONCE - 1) * ONE_DAY
+        if latest and max(latest) < before:
+            hole = days_from(max(*latest, FIRST_DAY), before)
+            self.older = [day for day in hole if day < earliest][-MAX_DAYS:]
+            self.days = [*(day for day in hole if day >= earliest), *self.asked]
+
+    def read(self, days: Sequence[date], *meanwhile: Callable[[], None]) -> list[Night]:
         """Return the nights of some days, or none if the read failed. Raises `RunEnded`."""
         show_progress(f"reading {spans(days)}")
-        try:
-            return self.patience.patiently(lambda: self.oura.read(days, self.metrics))
-        except Failure as failure:
-            self.add_problem(str(failure), days, failure.ends_run(is_read=True))
+        read = partial(self.oura.read, days)
+        outcome, *_ = at_once(partial(self.patience.patiently, read), *meanwhile)
+        if isinstance(outcome, Failure):
+            self.add_problem(str(outcome), days, outcome.ends_run(is_read=True))
             return []
+        return cast(list[Night], outcome)
 
     def send(self, night: Night) -> None:
         """Send a night, and note what came of it. Raises `RunEnded`."""
         show_progress(f"{self.progress()}, {night.day}")
         try:
-            values = night.values(self.metrics)
+            if values := night.values(self.oura.metrics):
+                self.store(night, values)
+            else:
+                self.without_data.append(night.day)
+                sync = " Open the Oura app to sync the ring." if night.day >= date.today() else ""
+                self.show_day(f"No Oura data for {night.day} — nothing pushed.{sync}")
+            self.done.add(night.day)
         except Failure as failure:
-            self.add_problem(str(failure), [night.day])
-            return
-        if not values:
-            self.without_data.append(night.day)
-            self.done.add(night.day)
-            sync = " Open the Oura app to sync the ring." if night.day >= date.today() else ""
-            self.show_day(f"No Oura data for {night.day} — nothing pushed.{sync}")
-        elif self.options.dry_run:
-            self.rows += guide_form(night.day, values, "")
-            self.pushed.append(night.day)
-            self.done.add(night.day)
-        else:
-            self.store(night, values)
+            self.add_problem(str(failure), [night.day], failure.ends_run(is_read=False))
+        if self.failed_in_a_row == 5:
+            self.add_problem("stopped: Petals stored nothing of five days in a row", [], ends=True)
 
     def store(self, night: Night, values: Values) -> None:
-        """Store the values of a night, and note what came of it. Raises `RunEnded`."""
-        problem = None
+        """Store the values of a night, or keep them for a dry run. Raises `Failure`."""
+        if self.options.dry_run:
+            self.rows += bulk_body("array", night, values)
+            self.pushed.append(night.day)
+            return
+        failure = None
         try:
-            stored = self.petals.store(night, values, self.patience)
-            self.done.add(night.day)
-        except Failure as failure:
-            problem, stored = failure, failure.stored
-        if stored:
+            self.patience.patiently(partial(self.petals.store, night, values))
+        except Failure as error:
+            failure = error
+        if stored := self.petals.stored:  # perhaps only a part of the day
             self.failed_in_a_row = 0
             self.pushed.append(night.day)
             self.observations += stored
             sentence = f" {text}." if (text := night.sentence()) else ""
             self.show_day(f"Pushed {counted(stored, 'observation')} for {night.day}.{sentence}")
-        if problem:
+        if failure:
             self.failed_in_a_row += 0 if stored else 1
-            self.add_problem(str(problem), [night.day], problem.ends_run(is_read=False))
-        if self.failed_in_a_row == 5:
-            stop = "stopped after five days in a row of which Petals stored nothing"
-            self.add_problem(stop, [], ends=True)
+            if failure.at_proposal:
+                self.petals.failed_proposal = failure
+            raise failure
 
     def add_problem(self, problem: str, days: Sequence[date], ends: bool = False) -> None:
         """Note a problem of some days. Raises `RunEnded` if it ends the run."""
@@ -1458,7 +1373,7 @@ class Run:
         options = ["--date", str(days[-1]), "--days", str(len(days))]
         options += ["--wait"] if self.options.wait else []
         options += ["--dry-run"] if self.options.dry_run else []
-        return self.settings.command(*options)
+        return self.oura.settings.command(*options)
 
     def show_end(self) -> None:
         """Tell the problems that were not told yet, and the result of several days."""
@@ -1474,24 +1389,24 @@ class Run:
             warn(f"{self.progress()} are in, go on with: {rest}")
         if len(self.asked) > 1 and set(self.asked) <= set(self.without_data):
             warn(f"no Oura data for {spans(self.asked)}: has the Oura app been opened?")
-        pushed = f", {spans(self.pushed)}" if self.pushed else ""
-        empty = counted(len(self.without_data), "day") + " without data"
-        end = f"; {empty}." if self.without_data else "."
-        observations = counted(self.observations, "observation")
-        say(f"Pushed {observations} for {len(self.pushed)} of {len(self.days)} days{pushed}{end}")
+        done = f"{len(self.pushed)} of {len(self.days)} days"
+        if self.pushed:
+            done += f", {spans(self.pushed)}"
+        if self.without_data:
+            done += f"; {counted(len(self.without_data), 'day')} without data"
+        say(f"Pushed {counted(self.observations, 'observation')} for {done}.")
 
 
 def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> int:
     """Say whether each service works, and store nothing. Return the exit code."""
     code = 0
-    for name in ("Oura", "Petals"):
-        patience = Patience(may_wait=False, most_tries=4)
+    patience = Patience(may_wait=False, most_tries=4)
+    for name, needed in (("Oura", settings.for_reading), ("Petals", PETALS)):
         try:
+            settings.require(*needed)
             if name == "Oura":
-                settings.require(*settings.for_reading)
-                said = Oura(client, settings, settings["OURA_TOKEN"]).check(metrics, patience)
+                said = Oura(client, settings, metrics).check(patience)
             else:
-                settings.require(*PETALS)
                 said = Petals(client, settings).check(metrics, patience)
             say(f"{name}: {said}")
         except Failure as failure:
@@ -1515,8 +1430,7 @@ DEMO_DOCUMENT: Json = {  # the fields of all collections
 
 def show_demo(day: date) -> int:
     """Show what would be sent for a sample night, without a request. Return the exit code."""
-    document = {**DEMO_DOCUMENT, "day": str(day)}
-    night = Night(day, {collection: [document] for collection in COLLECTIONS})
+    night = Night(day, {name: [{**DEMO_DOCUMENT, "day": str(day)}] for name in COLLECTIONS})
     values = night.values([*METRICS.values()])
     for metric, value in values.items():
         say(f"{metric.label:<28}{value:>6} {metric.unit}")
@@ -1565,29 +1479,24 @@ def do(options: argparse.Namespace) -> int:
     """Do what the options ask for and return the exit code. Raises `Failure`."""
     if options.demo:
         return show_demo(options.day)
-    settings = load_settings(options.env_file)
+    settings = Settings(options.env_file)
     if options.login:
         # It needs no key of Petals, but a wrong one is better seen now.
         settings.require(*LOGIN, *(name for name in PETALS if settings[name]))
-    elif options.dry_run:
-        settings.require(*settings.for_reading)
     elif options.check:
         settings.require()  # swapped keys only: it tells for each service what is missing
     else:
-        settings.require(*settings.for_reading, *PETALS)
+        settings.require(*settings.for_reading, *(() if options.dry_run else PETALS))
     metrics = choose_metrics(settings["OURA_METRICS"])
     client = open_client()
     if options.check:
         return check_services(client, settings, metrics)
     if options.login:
         return log_in(client, settings, Patience(options.wait))
-    oura = Oura(client, settings, settings["OURA_TOKEN"])
-    run = Run(settings, options, oura, Petals(client, settings))
-    if not options.dry_run:
-        return run.push()
-    with redirect_stdout(None):  # only the observations are printed
+    run = Run(options, Oura(client, settings, metrics), Petals(client, settings))
+    with redirect_stdout(None if options.dry_run else sys.stdout):  # a dry run prints rows only
         code = run.push()
-    if run.rows or not code:
+    if options.dry_run and (run.rows or not code):
         say(json.dumps(run.rows, indent=2))
     return code
 
@@ -1607,8 +1516,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
         if options.verbose:
             logging.root.setLevel(logging.INFO)
-        is_quiet = options.quiet and not options.login
-        with redirect_stdout(None if is_quiet else sys.stdout):  # see `say`
+        with redirect_stdout(None if options.quiet and not options.login else sys.stdout):
             return do(options)
     except SystemExit as stop:  # argparse has written why
         return int(stop.code or 0)
@@ -1618,8 +1526,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - its message could contain a key
-        import traceback
-
         frames = traceback.extract_tb(error.__traceback__)
         line = [frame.lineno for frame in frames if frame.filename == __file__][-1]
         warn(f"a bug, {type(error).__name__} in line {line}: please report it")

@@ -357,10 +357,11 @@ class TestAbsence:
         (asked,) = world.petals.asked(LIST)
         assert max(asked.extensions["timeout"].values()) <= 10
 
-    def test_is_left_if_the_asked_days_cannot_be_read(self, away):
+    def test_is_in_the_command_if_the_asked_days_cannot_be_read(self, away):
         world = away(20)
         world.oura.fail(SLEEP, UNDATED)
-        assert world.run(day="today").failed().startswith(f"{TODAY}: Oura sleep ")
+        ended = world.run(day="today")
+        assert (ended.code, ended.command) == (1, ["--date", str(TODAY), "--days", "21"])
         assert (len(world.oura.requests), world.petals.pushed) == (3, [])
 
     def test_is_told_if_only_a_later_part_of_the_asked_days_is_stored(self, away):
