@@ -49,7 +49,7 @@ try:
     from dotenv.parser import parse_stream
 except ImportError as error:  # fcntl on Windows, Never before Python 3.11
     needs = "needs Linux, macOS or WSL, Python 3.11 or newer, and its packages"
-    install = f"'{sys.executable}' -m pip install -e ."
+    install = f"use .venv/bin/python, or run '{sys.executable}' -m pip install -e ."
     sys.stderr.write(f"oura_to_petals: {error.name} cannot be imported: {needs}: {install}\n")
     raise SystemExit(2) from None
 except KeyboardInterrupt:  # Ctrl-C, before `main` looks after it
@@ -64,9 +64,10 @@ ONE_DAY = timedelta(days=1)
 
 # --- Failures -----------------------------------------------------------------------------------
 
-# "setting": the exit code is 2. "documents": what Oura's documents hold. "certificate": it is not
-# accepted. "no answer": the connection was there, and broke or took too long. "passing": a refusal
-# by Petals that may not come again. "": anything else, such as most answers with a status.
+# "setting": one is wrong, or the token file; the exit code is 2, but 1 in a run that has begun.
+# "documents": what Oura's documents hold. "certificate": it is not accepted. "no answer": the
+# connection was there, and broke or took too long. "passing": a refusal by Petals that may not come
+# again. "": anything else, such as most answers with a status.
 Cause = Literal["setting", "documents", "certificate", "no connection", "no answer", "passing", ""]
 
 
@@ -86,10 +87,10 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
     def tries(self) -> int:
-        """Return how often something is tried that fails so."""
+        """Return how often to try what fails so."""
         if self.cause == "no connection":
             return 6  # in half a minute: at wake-up, the network comes late
-        # Several proposals may each lose their answer, and Petals has the metrics all the same.
+        # A proposal has four tries: each of several new metrics may lose its answer once.
         if self.cause == "no answer" and not self.at_proposal:
             return 2
         status = self.status
@@ -102,7 +103,7 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         return self.cause in ("no connection", "no answer") or self.status in outages
 
     def ends_run(self, is_read: bool) -> bool:
-        """Return whether the run ends with a read that failed so, or else with such a day."""
+        """Return whether a read that fails so ends the run or, if it is none, a day that does."""
         if is_read:
             return self.cause != "documents"
         lasting = ("no connection", "no answer", "certificate")
@@ -134,7 +135,7 @@ def write(text: str, stream: TextIO) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line to stdout, unless `--quiet` has set it to None."""
+    """Write a line to stdout, unless it is None, as with `--quiet`."""
     if sys.stdout:
         write(f"{text}\n", sys.stdout)
 
@@ -286,24 +287,24 @@ def read_env_file(path: Path) -> dict[str, str]:
 def advice_by_status(settings: Settings) -> Mapping[tuple[str, int | str], str]:
     """Return what a person can do about a refusal.
 
-    The key is who refused (`Server.name`), and the status or the `error` of RFC 6749, 5.2.
+    It is found by who refused (`Server.name`), and by the status or the `error` of RFC 6749, 5.2.
     """
     origin, login = settings.origin, settings.command("--login")
     again = f"sign in again with: {login}"
-    refused = f"a permission is missing from the tokens in {settings['OURA_TOKEN_FILE']}"
-    refused += f": run {login} again and allow all that Oura asks for"
-    forbidden = refused  # `Oura.read` has renewed a refused token before
+    for_401 = f"a permission is missing from the tokens in {settings['OURA_TOKEN_FILE']}"
+    for_401 += f": run {login} again and allow all that Oura asks for"
+    for_403 = for_401  # `Oura.read` has renewed a refused token before
     if settings["OURA_TOKEN"]:
-        refused = f"Oura no longer issues personal tokens: remove {origin('OURA_TOKEN')}"
-        refused += f" and sign in with: {login}"
-        forbidden = f"{origin('OURA_TOKEN')} lacks a permission: see the Oura app"
+        for_401 = f"Oura no longer issues personal tokens: remove {origin('OURA_TOKEN')}"
+        for_401 += f" and sign in with: {login}"
+        for_403 = f"{origin('OURA_TOKEN')} lacks a permission: see the Oura app"
     client = f"check {origin('OURA_CLIENT_ID')} and {origin('OURA_CLIENT_SECRET')}"
     redirect = "compare OURA_REDIRECT_URI with the redirect address of your application at Oura"
     key = f"check {origin('PETALS_API_KEY')}"
     key += ": keys expire after a year; create a new one in Petals at Settings → API keys"
     return {
-        ("Oura", 401): refused,
-        ("Oura", 403): f"the Oura membership has lapsed or {forbidden}",
+        ("Oura", 401): for_401,
+        ("Oura", 403): f"the Oura membership has lapsed or {for_403}",
         ("Oura", 426): "the Oura app on the phone is too old: update it",
         ("Oura sign-in", "invalid_client"): client,
         ("Oura sign-in", 400): f"{redirect}, to the letter, then {again}",
@@ -429,7 +430,7 @@ class Night:
         self.documents = {name: [one for one in found[name] if one["day"] == own] for name in found}
 
     def is_night(self) -> bool:
-        """Return whether there is more than naps and what Oura took for sleep."""
+        """Return whether there was a night, and not only naps or what was no sleep."""
         is_long = [one.get("type") == "long_sleep" for one in self.documents["sleep"]]
         return any([self.documents["daily_readiness"], self.documents["daily_sleep"], *is_long])
 
@@ -440,7 +441,7 @@ class Night:
             return found[-1:]  # the last one of several
         if self.day >= date.today() and not self.documents["daily_sleep"]:
             return []  # Oura has not closed the night: there may be a nap, or a part of it
-        # Oura detected a `rest` falsely, and the user deleted a `deleted`.
+        # A `rest` was detected falsely, and the user took back what is `deleted`.
         return [session for session in found if session.get("type") not in ("rest", "deleted")]
 
     def value(self, metric: Metric) -> float | None:
@@ -494,7 +495,10 @@ PROXIES = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY in the environm
 
 
 def at_once(*actions: Callable[[], Any]) -> list[Any]:
-    """Do the first action here and the others in threads; return their results or failures."""
+    """Do actions at the same time; return their results or failures.
+
+    The first one is done in this thread: it may renew the sign-in, which holds back signals.
+    """
 
     def outcome(action: Callable[[], Any]) -> Any:
         try:
@@ -576,14 +580,14 @@ class Server:
             return Failure(f"could not reach {self.name}: proxy failure", PROXIES, "no connection")
         if "CERTIFICATE_VERIFY_FAILED" in said:
             return Failure(reason, "check this machine's clock and its certificates", "certificate")
-        was_connected = isinstance(error, httpx.HTTPError)
-        if was_connected and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        not_connected = (httpx.ConnectError, httpx.ConnectTimeout)
+        if isinstance(error, httpx.HTTPError) and not isinstance(error, not_connected):
             return Failure(f"no answer from {name}: {said}", advice, "no answer")
         return Failure(reason, advice, "no connection")
 
     def failure_of(self, name: str, response: httpx.Response, answer: Any, body: str) -> Failure:
         """Return the failure for an answer that is no success with a JSON object."""
-        status, is_page = response.status_code, answer is None and body.strip()
+        status, is_page = response.status_code, answer is None and bool(body.strip())
         answer = answer if isinstance(answer, dict) else {}
         said = quoted(answer)
         if response.is_success:
@@ -597,8 +601,9 @@ class Server:
             advice = f"try again in {retry_after:.0f} seconds"
         elif status == 429 or status >= 500:
             advice = "try again later"
-        elif status in (401, 403) and is_page:
-            advice = f"something between here and {self.name} refused this, such as a firewall"
+        elif is_page and (status in (401, 403) or response.is_success):
+            where = f"something between here and {self.name}"
+            advice = f"{where} may have answered, such as a firewall; else check {self.setting}"
         else:
             table = advice_by_status(self.settings)
             advice = table.get((self.name, status), advice)
@@ -808,9 +813,11 @@ def answer_browser(listener: socket.socket) -> str:
     connection, _ = listener.accept()
     with connection, suppress(OSError):  # a browser may close it before it has the answer
         connection.settimeout(2)  # browsers open connections that they do not use
-        end, chunk = monotonic() + 2, b"-"
-        while chunk and b"\r\n\r\n" not in request and monotonic() < end:
+        end = monotonic() + 2
+        while b"\r\n\r\n" not in request and monotonic() < end:
             chunk = connection.recv(65_536)
+            if not chunk:
+                break
             request += chunk
         text = "This page belongs to oura_to_petals: go on in the terminal."
         headers = f"Content-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close"
@@ -886,9 +893,9 @@ def log_in(client: httpx.Client, settings: Settings, patience: Patience) -> int:
     # Without a metric, an empty collection is no failure.
     oura = Oura(client, settings, metrics=[])
     patience.patiently(lambda: oura.read([date.today()]))
-    say(f"Reading Oura works. Next, send last night: {settings.command('--date', 'today')}")
     if personal_token:
-        warn("OURA_TOKEN is set and takes precedence: remove it to use the sign-in")
+        warn(f"{settings.origin('OURA_TOKEN')} takes precedence: remove it to use the sign-in")
+    say(f"Reading Oura works. Next, send last night: {settings.command('--date', 'today')}")
     return 0
 
 
@@ -907,10 +914,10 @@ def parse_day(text: object) -> date | None:
 
 
 def needed_collections(found: Mapping[str, Sequence[Json]], metrics: Sequence[Metric]) -> set[str]:
-    """Return the collections that have to have a document where there are nights."""
+    """Return the collections that must have a document if several days have a night."""
     needed = {metric.collection for metric in metrics if metric != TOTAL_SLEEP}
     totals = [document.get(TOTAL_SLEEP.field) for document in found["daily_sleep"]]
-    if TOTAL_SLEEP in metrics and (not totals or None in totals):  # unlike in the guide
+    if TOTAL_SLEEP in metrics and (not totals or None in totals):  # else as in the guide
         needed.add("sleep")
     if any(metric.collection == "sleep" for metric in metrics):
         needed.add("daily_sleep")  # it tells whether today's night is over
@@ -943,7 +950,7 @@ class Oura:
         """Read all collections at the same time. Raises `Failure` if the read is not whole."""
         reads = [partial(self.read_pages, name, days) for name in COLLECTIONS]
         found = dict(zip(COLLECTIONS, at_once(*reads), strict=True))
-        missing = None  # as `sleep` is in the guide
+        missing = None  # in the guide, there is no `sleep`
         if isinstance(found["sleep"], Failure) and found["sleep"].status == 404:
             missing, found["sleep"] = found["sleep"], []
         if failures := [one for one in found.values() if isinstance(one, Failure)]:
@@ -1037,8 +1044,9 @@ def confirmed(form: Form, answer: Json, rows: int) -> int:
 class Petals:
     """A Petals server, and what this run knows of it.
 
-    A metric that is unknown to bulk is proposed, once. If it is unknown then, too, Petals filed it
-    under a similar metric of the user's: from then on it is left out.
+    A metric is known to bulk (then it has no state), or "unknown". An unknown one is "proposed",
+    and the next answer of bulk tells whether it is known then. If not, it is "elsewhere": Petals
+    has filed it under a similar metric of the user's, and it is not sent any more.
     """
 
     def __init__(self, client: httpx.Client, settings: Settings) -> None:
@@ -1046,8 +1054,8 @@ class Petals:
         self.server = Server(client, settings, "Petals", "PETALS_HOST", "/api/memory/metrics/")
         self.forms: list[Form] = ["object", "array"]  # one, once it was accepted
         self.stored = 0  # observations of the day that was sent last, also if that failed
-        self.unknown: set[Metric] = set()  # to Petals, when they were sent or proposed last
-        self.proposed: dict[Metric, str] = {}  # with what Petals said of a similar metric
+        self.states: dict[Metric, str] = {}
+        self.similar: dict[Metric, str] = {}  # the name of a similar metric, for a message
         self.failed_proposal: Failure | None = None  # after which no metric is proposed any more
 
     def post(self, path: str, body: object, seconds: float = MAX_SECONDS) -> Json:
@@ -1082,22 +1090,22 @@ class Petals:
     def store(self, night: Night, values: Values) -> None:
         """Make one try to store a day: send it, propose what is unknown, send it again."""
         self.stored = 0
-        left_out = self.unknown if self.failed_proposal else self.unknown & self.proposed.keys()
-        sendable = {metric: values[metric] for metric in values if metric not in left_out}
+        left_out = ("elsewhere", "unknown") if self.failed_proposal else ("elsewhere",)
+        sendable = {one: values[one] for one in values if self.states.get(one) not in left_out}
         refusal = self.send(night, sendable)
-        while not self.failed_proposal and (new := self.not_proposed(sendable)):
-            for metric in new:
+        while not self.failed_proposal and (unknown := self.unknown(sendable)):
+            for metric in unknown:
                 self.propose(metric)
             refusal = self.send(night, sendable)
         if refusal:
             raise refusal
-        if self.failed_proposal and self.not_proposed(values):
+        if self.failed_proposal and self.unknown(values):
             # Told with the same reason as the proposal. Another try would be no use.
             raise Failure(self.failed_proposal.reason, self.failed_proposal.advice)
 
-    def not_proposed(self, values: Values) -> list[Metric]:
-        """Return the metrics that are unknown, but not those that are filed under a similar one."""
-        return [metric for metric in values if metric in self.unknown - self.proposed.keys()]
+    def unknown(self, values: Values) -> list[Metric]:
+        """Return the metrics that Petals does not know, and that were not proposed."""
+        return [metric for metric in values if self.states.get(metric) == "unknown"]
 
     def send(self, night: Night, values: Values) -> Failure | None:
         """Send values of a day, in place of what Petals has; return why some are not stored.
@@ -1123,19 +1131,25 @@ class Petals:
     def refusal(self, answer: Json, metrics: Sequence[Metric]) -> Failure | None:
         """Note which metrics are unknown; return why observations of others are not stored."""
         errors, problems, codes = answer.get("errors") or [], list[str](), set[str]()
-        self.unknown -= {*metrics}
+        unknown: set[Metric] = set()
         for error in errors if isinstance(errors, list) else [errors]:
             entry = error if isinstance(error, dict) else {"message": error}
             code, index = str(entry.get("code")), cast(Any, entry.get("index"))
             is_row = isinstance(index, int) and 0 <= index < len(metrics)
             if is_row and code == "DEFINITION_NOT_FOUND":
-                self.unknown.add(metrics[index])
+                unknown.add(metrics[index])
                 continue
             slug = metrics[index].petals_slug if is_row else "a row"
             reason = "outside its valid range" if code == "RANGE_VIOLATION" else quoted(entry)
             problems.append(f"; {slug} refused: {reason or code}")
             codes.add(code)
-        is_complete = self.stored == len({*metrics} - self.unknown) - len(problems)
+        for metric in metrics:
+            if metric not in unknown:
+                self.states.pop(metric, None)
+            else:
+                was_proposed = self.states.get(metric) == "proposed"
+                self.states[metric] = "elsewhere" if was_proposed else "unknown"
+        is_complete = self.stored + len(problems) == len(metrics) - len(unknown)
         if is_complete and not problems:
             return None
         reason = f"Petals stored {self.stored} of {len(metrics)} observations{''.join(problems)}"
@@ -1163,22 +1177,22 @@ class Petals:
             if failure.ends_run(is_read=False) and failure.cause != "no answer":
                 raise
             is_refusal = "RANGE_VIOLATION" in said or YEAR_0[:10] in said
-            if not is_refusal and not 200 <= failure.status < 300:
+            if not is_refusal:
                 if failure.tries() == 1:  # such as the 400 of an embedding service that is down
                     failure.advice = "run again"
-                failure.reason = f"{metric.petals_slug} is not defined: {failure.reason}"
+                failure.reason = f"{metric.petals_slug} could not be defined: {failure.reason}"
                 failure.at_proposal = True
                 raise
-        self.unknown.discard(metric)  # for now: the next answer of bulk tells
+        self.states[metric] = "proposed"
         names = re.findall(r"valid range for (\w+)", said)
-        self.proposed[metric] = "".join(f", {name}" for name in names if name != words["slug"])
+        self.similar[metric] = "".join(f", {name}" for name in names if name != words["slug"])
 
     def filed_elsewhere(self) -> list[str]:
         """Return a line for each metric that Petals filed under a similar one."""
         filed = "left out: Petals filed it under a similar metric of yours"
         advice = "give that metric another label and description in Petals, then run again"
-        found = {one: name for one, name in self.proposed.items() if one in self.unknown}
-        return [f"{one.petals_slug} {filed}{name}; {advice}" for one, name in found.items()]
+        found = [metric for metric, state in self.states.items() if state == "elsewhere"]
+        return [f"{one.petals_slug} {filed}{self.similar[one]}; {advice}" for one in found]
 
     def try_empty_array(self) -> None:
         """See whether there is a bulk endpoint, and store nothing. Raises `Failure` if not."""
@@ -1277,6 +1291,7 @@ class Run:
 
     def send_days(self) -> None:
         """Read and send the days, in parts. Raises `RunEnded`."""
+        # This one may put days before the asked ones, at most DAYS_AT_ONCE in all.
         meanwhile = [self.add_hole] if self.options.catches_up else []
         nights = self.read(self.days[:DAYS_AT_ONCE], *meanwhile)
         if nights and len(self.days) > len(self.asked):
@@ -1347,7 +1362,7 @@ class Run:
             self.show_day(f"Pushed {counted(stored, 'observation')} for {night.day}.{sentence}")
         if failure:
             self.failed_in_a_row += 0 if stored else 1
-            if failure.at_proposal:
+            if failure.at_proposal:  # the tries of this day are used up, so propose no more
                 self.petals.failed_proposal = failure
             raise failure
 
@@ -1365,7 +1380,7 @@ class Run:
             say(text)
 
     def progress(self) -> str:
-        """Return of how many of the days all is in."""
+        """Return how many of the days are complete."""
         return f"{len(self.done.intersection(self.pushed))} of {len(self.days)} days"
 
     def command(self, days: Sequence[date]) -> str:
@@ -1380,13 +1395,13 @@ class Run:
         for problem, days in self.problems.items():
             if not self.options.verbose:
                 warn(f"{spans(sorted(days))}: {problem}" if days else problem)
-        if self.older and self.observations:
+        if self.older and self.observations:  # else the next run finds this hole again
             warn(f"{spans(self.older)} may be missing, send with: {self.command(self.older)}")
         if len(self.days) == 1:
             return
         if left := [day for day in self.days if day not in self.done]:
             rest = self.command(days_from(left[0], self.days[-1]))
-            warn(f"{self.progress()} are in, go on with: {rest}")
+            warn(f"{self.progress()} are complete, go on with: {rest}")
         if len(self.asked) > 1 and set(self.asked) <= set(self.without_data):
             warn(f"no Oura data for {spans(self.asked)}: has the Oura app been opened?")
         done = f"{len(self.pushed)} of {len(self.days)} days"
@@ -1463,7 +1478,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     today = date.today()  # in this machine's time zone
     words = {"today": today, "yesterday": today - ONE_DAY}
-    # Without a day by date, the run also sends the days that Petals lacks before the asked ones.
+    # Unless a date is given, the run also sends the days that Petals lacks before the asked ones.
     options.catches_up = options.date.lower() in words and not options.dry_run
     options.day = words.get(options.date.lower()) or parse_day(options.date)
     latest = today + ONE_DAY  # the owner may live in another zone than the machine
