@@ -7,8 +7,8 @@
 
 A morning goes from `main` to `Run.send_days`: read the days from Oura and, at the same time, ask
 Petals for the latest day that it has; then send each night, the oldest first.
-Whatever goes wrong is a `Failure`. It says whether another try may help, which is up to `Patience`,
-and whether it ends the run.
+Whatever goes wrong is a `Failure`. It says how many tries there are, which `Patience` makes, and
+whether it ends the run.
 The Oura token is sent to OURA_HOST only, the Petals key to PETALS_HOST only, the client secret and
 the refresh token to OURA_TOKEN_URL only. The one file that is written has the tokens of `--login`.
 "The guide" is what Petals published for such a script. Servers that follow it work, too.
@@ -87,10 +87,10 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         return f"{self.reason}; {self.advice}" if self.advice else self.reason
 
     def tries(self) -> int:
-        """Return how often to try what fails so."""
+        """Return how many tries there are, with those that failed already."""
         if self.cause == "no connection":
             return 6  # in half a minute: at wake-up, the network comes late
-        # A proposal has four tries: each of several new metrics may lose its answer once.
+        # With two tries, a new user's day would fail if two of the metrics lose an answer each.
         if self.cause == "no answer" and not self.at_proposal:
             return 2
         status = self.status
@@ -103,9 +103,11 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         return self.cause in ("no connection", "no answer") or self.status in outages
 
     def ends_run(self, is_read: bool) -> bool:
-        """Return whether a read that fails so ends the run or, if it is none, a day that does."""
+        """Return whether it ends the run: at a read, or else at a day."""
         if is_read:
             return self.cause != "documents"
+        if self.at_proposal:  # only its metric is left out of the days that follow
+            return False
         lasting = ("no connection", "no answer", "certificate")
         return self.cause in lasting or self.status in (401, 403, 404, 426, 429)
 
@@ -330,7 +332,8 @@ class Metric(NamedTuple):
     slug: str  # with hyphens, as in OURA_METRICS and in the guide
     collection: str  # of Oura API 2.0
     field: str  # of its documents, with a dot where it is inside of another one
-    part: str  # "only" document, "longest" session, or "sum" of all sessions, in seconds
+    # The "only" document or, of `sleep`, the "longest" session or the "sum" of all in minutes.
+    part: str
     unit: str
     label: str
     description: str
@@ -925,7 +928,10 @@ def needed_collections(found: Mapping[str, Sequence[Json]], metrics: Sequence[Me
 
 
 class Oura:
-    """The nights that Oura has, read with a personal token or else with the sign-in."""
+    """The nights that Oura has, read with a personal token or else with the sign-in.
+
+    Raises `Failure` if nobody has signed in.
+    """
 
     def __init__(self, client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> None:
         self.settings, self.metrics, self.sign_in = settings, metrics, SignIn(client, settings)
@@ -1056,7 +1062,8 @@ class Petals:
         self.stored = 0  # observations of the day that was sent last, also if that failed
         self.states: dict[Metric, str] = {}
         self.similar: dict[Metric, str] = {}  # the name of a similar metric, for a message
-        self.failed_proposal: Failure | None = None  # after which no metric is proposed any more
+        # No metric is proposed any more after this one, see `Run.store`.
+        self.failed_proposal: Failure | None = None
 
     def post(self, path: str, body: object, seconds: float = MAX_SECONDS) -> Json:
         """Return the answer to a body. Raises `Failure`."""
@@ -1125,11 +1132,11 @@ class Petals:
                 refusals.append(failure)
             else:
                 self.forms = [form]
-                return self.refusal(answer, list(values))
+                return self.read_answer(answer, list(values))
         raise refusals[0]
 
-    def refusal(self, answer: Json, metrics: Sequence[Metric]) -> Failure | None:
-        """Note which metrics are unknown; return why observations of others are not stored."""
+    def read_answer(self, answer: Json, metrics: Sequence[Metric]) -> Failure | None:
+        """Note which metrics Petals does not know; return why rows of others are not stored."""
         errors, problems, codes = answer.get("errors") or [], list[str](), set[str]()
         unknown: set[Metric] = set()
         for error in errors if isinstance(errors, list) else [errors]:
@@ -1266,7 +1273,7 @@ class Run:
         first = max(options.day - (options.days - 1) * ONE_DAY, FIRST_DAY)
         self.asked = days_from(first, options.day)
         self.days = self.asked  # with those of a hole before them
-        self.older: list[date] = []  # the rest of a hole that is too long
+        self.older: list[date] = []  # those of a hole that are too many for one read
         self.rows: list[Json] = []  # of a dry run, in the form of the guide
         self.pushed: list[date] = []  # days of which observations were stored
         self.observations = 0
@@ -1303,7 +1310,7 @@ class Run:
                 self.send(night)
 
     def add_hole(self) -> None:
-        """Add the days since the latest one that Petals has, which may be half stored.
+        """Add the hole: the days from the latest one of Petals, which may be half stored.
 
         The list is asked once, and a failure means nothing: for a new user it can be a 500 until
         the first observation (measured with Petals 2.5.0), and bulk tells of a refused key.
@@ -1404,12 +1411,12 @@ class Run:
             warn(f"{self.progress()} are complete, go on with: {rest}")
         if len(self.asked) > 1 and set(self.asked) <= set(self.without_data):
             warn(f"no Oura data for {spans(self.asked)}: has the Oura app been opened?")
-        done = f"{len(self.pushed)} of {len(self.days)} days"
+        result = f"{len(self.pushed)} of {len(self.days)} days"
         if self.pushed:
-            done += f", {spans(self.pushed)}"
+            result += f", {spans(self.pushed)}"
         if self.without_data:
-            done += f"; {counted(len(self.without_data), 'day')} without data"
-        say(f"Pushed {counted(self.observations, 'observation')} for {done}.")
+            result += f"; {counted(len(self.without_data), 'day')} without data"
+        say(f"Pushed {counted(self.observations, 'observation')} for {result}.")
 
 
 def check_services(client: httpx.Client, settings: Settings, metrics: Sequence[Metric]) -> int:
