@@ -90,7 +90,7 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         """Return how many tries there are, with those that failed already."""
         if self.cause == "no connection":
             return 6  # in half a minute: at wake-up, the network comes late
-        # With two tries, a new user's day would fail if two of the metrics lose an answer each.
+        # With two, the day of a new user would fail if two proposals lose their answers.
         if self.cause == "no answer" and not self.at_proposal:
             return 2
         status = self.status
@@ -1095,15 +1095,20 @@ class Petals:
         return {one: day for one in METRICS.values() if (day := days.get(one.petals_slug))}
 
     def store(self, night: Night, values: Values) -> None:
-        """Make one try to store a day: send it, propose what is unknown, send it again."""
+        """Make one try to store a day: send it and propose what is unknown, until nothing is.
+
+        Raises `Failure` if not all is stored that can be.
+        """
         self.stored = 0
-        left_out = ("elsewhere", "unknown") if self.failed_proposal else ("elsewhere",)
-        sendable = {one: values[one] for one in values if self.states.get(one) not in left_out}
-        refusal = self.send(night, sendable)
-        while not self.failed_proposal and (unknown := self.unknown(sendable)):
+        while True:
+            left_out = ("elsewhere", "unknown") if self.failed_proposal else ("elsewhere",)
+            sendable = {one: values[one] for one in values if self.states.get(one) not in left_out}
+            refusal = self.send(night, sendable)
+            unknown = self.unknown(sendable)
+            if self.failed_proposal or not unknown:
+                break
             for metric in unknown:
                 self.propose(metric)
-            refusal = self.send(night, sendable)
         if refusal:
             raise refusal
         if self.failed_proposal and self.unknown(values):
@@ -1181,6 +1186,8 @@ class Petals:
             self.post("observations", {"metric": proposal, "value": low - 1, "occurredAt": YEAR_0})
         except Failure as failure:
             said = failure.body
+            # Asked before `at_proposal` is set, which changes what `ends_run` and `tries` return.
+            # A lost answer is about one metric, and no reason to end the run.
             if failure.ends_run(is_read=False) and failure.cause != "no answer":
                 raise
             is_refusal = "RANGE_VIOLATION" in said or YEAR_0[:10] in said
@@ -1298,11 +1305,11 @@ class Run:
 
     def send_days(self) -> None:
         """Read and send the days, in parts. Raises `RunEnded`."""
-        # This one may put days before the asked ones, at most DAYS_AT_ONCE in all.
+        # In a thread, this puts days before the asked ones, up to DAYS_AT_ONCE in all.
         meanwhile = [self.add_hole] if self.options.catches_up else []
         nights = self.read(self.days[:DAYS_AT_ONCE], *meanwhile)
         if nights and len(self.days) > len(self.asked):
-            nights = self.read(self.days)  # as a whole, so that a lapse is seen
+            nights = self.read(self.days)  # as a whole, see `Oura.read_collections`
         for night in nights:
             self.send(night)
         for start in range(DAYS_AT_ONCE, len(self.days), DAYS_AT_ONCE):
