@@ -98,7 +98,7 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         return 4 if is_passing or self.at_proposal or self.cause == "passing" else 1
 
     def is_outage(self) -> bool:
-        """Return whether `--wait` waits. Not for a plain 500, which one day may get for good."""
+        """Return whether `--wait` waits. Not for a plain 500: a single day may get it for good."""
         outages = (429, 502, 503, 504, *range(520, 531))
         return self.cause in ("no connection", "no answer") or self.status in outages
 
@@ -106,7 +106,7 @@ class Failure(Exception):  # noqa: N818 - not each one is a fault
         """Return whether it ends the run: at a read, or else at a day."""
         if is_read:
             return self.cause != "documents"
-        if self.at_proposal:  # only its metric is left out of the days that follow
+        if self.at_proposal:  # the run goes on, without the metrics that Petals does not know
             return False
         lasting = ("no connection", "no answer", "certificate")
         return self.cause in lasting or self.status in (401, 403, 404, 426, 429)
@@ -293,9 +293,10 @@ def advice_by_status(settings: Settings) -> Mapping[tuple[str, int | str], str]:
     """
     origin, login = settings.origin, settings.command("--login")
     again = f"sign in again with: {login}"
+    # `Oura.read` renews a token after a 401. So after one that is told, the token is not too old.
     for_401 = f"a permission is missing from the tokens in {settings['OURA_TOKEN_FILE']}"
     for_401 += f": run {login} again and allow all that Oura asks for"
-    for_403 = for_401  # `Oura.read` has renewed a refused token before
+    for_403 = for_401
     if settings["OURA_TOKEN"]:
         for_401 = f"Oura no longer issues personal tokens: remove {origin('OURA_TOKEN')}"
         for_401 += f" and sign in with: {login}"
@@ -892,7 +893,8 @@ def log_in(client: httpx.Client, settings: Settings, patience: Patience) -> int:
         raise Failure(failure.reason, f"run {settings.command('--login')} again") from None
     patience.patiently(lambda: sign_in.exchange(code, verifier))
     say(f"You are signed in. The sign-in renews itself; its tokens are in {sign_in.path}.")
-    personal_token, settings["OURA_TOKEN"] = settings["OURA_TOKEN"], ""  # it may be dead
+    # Try the sign-in, not a personal token, which may be dead.
+    personal_token, settings["OURA_TOKEN"] = settings["OURA_TOKEN"], ""
     # Without a metric, an empty collection is no failure.
     oura = Oura(client, settings, metrics=[])
     patience.patiently(lambda: oura.read([date.today()]))
@@ -967,7 +969,7 @@ class Oura:
         nights = [Night(day, found) for day in days]
         empty = [name for name in COLLECTIONS if name in needed and not found[name]]
         # On some mornings, Oura leaves a collection out (seen by users). A day that is sent
-        # replaces what Petals has, so values would be deleted. One night may really lack something.
+        # replaces what Petals has, so values would be deleted. A single night may really lack it.
         if empty and sum(night.is_night() for night in nights) > 1:
             reason = f"Oura {' and '.join(empty)}: no document, unlike other collections"
             raise Failure(reason, "nothing is sent; run again later", "documents")
@@ -1059,7 +1061,7 @@ class Petals:
         self.settings = settings
         self.server = Server(client, settings, "Petals", "PETALS_HOST", "/api/memory/metrics/")
         self.forms: list[Form] = ["object", "array"]  # one, once it was accepted
-        self.stored = 0  # observations of the day that was sent last, also if that failed
+        self.stored: dict[date, int] = {}  # observations of a day, by the last answer of bulk
         self.states: dict[Metric, str] = {}
         self.similar: dict[Metric, str] = {}  # the name of a similar metric, for a message
         # No metric is proposed any more after this one, see `Run.store`.
@@ -1099,7 +1101,6 @@ class Petals:
 
         Raises `Failure` if not all is stored that can be.
         """
-        self.stored = 0
         while True:
             left_out = ("elsewhere", "unknown") if self.failed_proposal else ("elsewhere",)
             sendable = {one: values[one] for one in values if self.states.get(one) not in left_out}
@@ -1130,17 +1131,17 @@ class Petals:
         for form in self.forms:
             try:
                 answer = self.post("observations/bulk", bulk_body(form, night, values))
-                self.stored = confirmed(form, answer, len(values))
+                self.stored[night.day] = confirmed(form, answer, len(values))
             except Failure as failure:
                 if failure.status not in REFUSES_FORM:
                     raise
                 refusals.append(failure)
             else:
                 self.forms = [form]
-                return self.read_answer(answer, list(values))
+                return self.read_answer(answer, list(values), self.stored[night.day])
         raise refusals[0]
 
-    def read_answer(self, answer: Json, metrics: Sequence[Metric]) -> Failure | None:
+    def read_answer(self, answer: Json, metrics: Sequence[Metric], stored: int) -> Failure | None:
         """Note which metrics Petals does not know; return why rows of others are not stored."""
         errors, problems, codes = answer.get("errors") or [], list[str](), set[str]()
         unknown: set[Metric] = set()
@@ -1161,10 +1162,10 @@ class Petals:
             else:
                 was_proposed = self.states.get(metric) == "proposed"
                 self.states[metric] = "elsewhere" if was_proposed else "unknown"
-        is_complete = self.stored + len(problems) == len(metrics) - len(unknown)
+        is_complete = stored + len(problems) == len(metrics) - len(unknown)
         if is_complete and not problems:
             return None
-        reason = f"Petals stored {self.stored} of {len(metrics)} observations{''.join(problems)}"
+        reason = f"Petals stored {stored} of {len(metrics)} observations{''.join(problems)}"
         if is_complete and codes == {"RANGE_VIOLATION"}:
             return Failure(reason[:600], "widen that range in Petals, then run again")
         return Failure(reason[:600], "run again", "passing")
@@ -1368,7 +1369,7 @@ class Run:
             self.patience.patiently(partial(self.petals.store, night, values))
         except Failure as error:
             failure = error
-        if stored := self.petals.stored:  # perhaps only a part of the day
+        if stored := self.petals.stored.get(night.day, 0):  # perhaps only a part of the day
             self.failed_in_a_row = 0
             self.pushed.append(night.day)
             self.observations += stored
