@@ -113,6 +113,16 @@ def test_a_new_user_whose_proposals_fail_ends_after_five_days(world):
     assert ended.command == ["--date", before(0), "--days", "30"]
 
 
+def test_no_metric_is_proposed_after_one_that_failed_nor_on_a_later_day(world):
+    world.petals = petals = Petals(known=("oura_sleep_minutes",))
+    world.oura.fill(2)
+    world.oura.collections["daily_readiness"][1]["score"] = None  # on the older day
+    petals.fail(SINGLE, JINA, times=99)
+    assert world.run("--days", "2").code == 1
+    assert [body["metric"]["slug"] for body in petals.sent(SINGLE)] == ["oura_hrv"] * 4
+    assert petals.stored == {before(n): {"oura_sleep_minutes": 432} for n in range(2)}
+
+
 def test_a_day_without_the_metric_whose_proposal_failed_is_sent_once(world):
     """Petals stops answering after the proposal, and is back for the next day."""
     world.petals = petals = Petals(known=(*WITHOUT_HRV,))
@@ -257,6 +267,11 @@ def test_a_job_confirms_a_day(array_world, content):
     ended = array_world.run()
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("Pushed 3 observations for 2026-06-10.")
+
+
+def test_a_number_of_rows_does_not_confirm_the_form_of_the_guide(array_world):
+    array_world.petals.fail(BULK, answer(400), answer(200, inserted=3))
+    assert "Petals" in array_world.run().failed()
 
 
 @pytest.mark.parametrize("content", CONFIRMS_NOTHING, ids=str)
